@@ -1,0 +1,35 @@
+# One CMake target per room. A room links only what it declares; scripts/check_rooms.py holds the
+# includes against the layers of docs/architecture.md.
+#
+#   millrace_room(NAME SOURCES a.cc b.cc DEPS base core LIBS Boost::json)
+#   millrace_test(NAME SOURCES a_test.cc DEPS scheduler [ENV VAR=value ...])
+
+function(millrace_room name)
+  cmake_parse_arguments(ROOM "" "" "SOURCES;DEPS;LIBS" ${ARGN})
+  add_library(millrace_${name} STATIC ${ROOM_SOURCES})
+  target_link_libraries(millrace_${name} PUBLIC millrace_options)
+  foreach(dep IN LISTS ROOM_DEPS)
+    target_link_libraries(millrace_${name} PUBLIC millrace_${dep})
+  endforeach()
+  target_link_libraries(millrace_${name} PUBLIC ${ROOM_LIBS})
+endfunction()
+
+function(millrace_test name)
+  if(NOT MILLRACE_TESTS)
+    return()
+  endif()
+  cmake_parse_arguments(TEST "" "" "SOURCES;DEPS;LIBS;ENV" ${ARGN})
+  foreach(dep IN LISTS TEST_DEPS)
+    if(NOT TARGET millrace_${dep})
+      return()  # a room left out by MILLRACE_ONLY takes its tests with it
+    endif()
+  endforeach()
+  add_executable(${name} ${TEST_SOURCES})
+  foreach(dep IN LISTS TEST_DEPS)
+    target_link_libraries(${name} PRIVATE millrace_${dep})
+  endforeach()
+  target_link_libraries(${name} PRIVATE ${TEST_LIBS} GTest::gtest_main)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(${name} PROPERTIES ENVIRONMENT "${TEST_ENV}" TIMEOUT 600)
+endfunction()

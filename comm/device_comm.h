@@ -1,0 +1,42 @@
+// The data plane's two shapes: collectives in a tensor-parallel group and transfers between
+// pipeline stages. MPI on the CPU; NCCL on GPUs. One compute thread per rank.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "engine/core/tensor.h"
+
+namespace millrace {
+
+// A tensor-parallel group. Every rank calls the same verbs in the same order.
+class DeviceComm {
+ public:
+  virtual ~DeviceComm() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  // x (f32, contiguous) = sum over ranks, added in rank order: the same bits on every rank and in
+  // every batch.
+  virtual void all_reduce_sum(const TensorView& x) = 0;
+  // out [T, sum of cols]: row t is the ranks' rows t side by side; `cols` has each rank's width.
+  // mine: f32 [T, cols[rank]], contiguous; out contiguous.
+  virtual void all_gather_cols(const TensorView& mine, std::span<const int64_t> cols,
+                               const TensorView& out) = 0;
+};
+
+// A group of one: nothing to do.
+std::unique_ptr<DeviceComm> make_single_comm();
+
+// Ordered messages between ranks. A send returns at once and keeps reading its buffer until
+// wait_send(token); a receive blocks. Tags keep kinds apart.
+class PeerComm {
+ public:
+  virtual ~PeerComm() = default;
+  using SendToken = int64_t;
+  virtual SendToken send(std::span<const uint8_t> bytes, int to, int tag) = 0;
+  virtual void wait_send(SendToken token) = 0;
+  // Blocks until exactly `bytes.size()` bytes came; CHECKs that the message had that size.
+  virtual void receive(std::span<uint8_t> bytes, int from, int tag) = 0;
+};
+
+}  // namespace millrace

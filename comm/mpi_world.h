@@ -1,0 +1,51 @@
+// The launch plane: MPI_Init to MPI_Finalize, ranks, hosts and small broadcasts. Owned by main();
+// MPI is called from the main thread and, once the loop runs, from the compute thread only.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "engine/base/bytes.h"
+
+namespace millrace {
+
+class DeviceComm;
+class PeerComm;
+
+class MpiWorld {
+ public:
+  // Throws Error(kLayout) when MPI cannot start here.
+  MpiWorld();
+  ~MpiWorld();
+  MpiWorld(const MpiWorld&) = delete;
+
+  int rank() const;
+  int size() const;
+  int local_rank() const;  // among the ranks of this host
+  int local_size() const;
+  std::string host() const;
+
+  // Rank `root`'s bytes on every rank; collective.
+  Bytes broadcast(const Bytes& bytes, int root) const;
+  // Sum, minimum etc. are the coordinator's business; this only joins ranks before they leave.
+  void barrier() const;
+  // Ends every rank of the job at once with this code; does not return.
+  [[noreturn]] void abort(int exit_code) const;
+
+  // Collective: the ranks of equal `color`, ordered by `key`, as a group of the data plane.
+  std::unique_ptr<DeviceComm> split(int color, int key) const;
+  // Point to point between all ranks of the job, in a context of its own. Collective.
+  std::unique_ptr<PeerComm> peers() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// True when this process was started by mpirun or srun (environment only; MPI is not touched).
+bool launched_by_mpi();
+// Rank and size as the launcher's environment tells them; -1 when not launched by one.
+int launcher_rank();
+int launcher_size();
+
+}  // namespace millrace

@@ -1,0 +1,29 @@
+// What every rank of a replica must agree on, sent in the handshake. Plain values with a codec.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/base/bytes.h"
+
+namespace millrace {
+
+struct EngineConfig {
+  std::string model_path;  // a folder or a .gguf file, the same path on every host
+  int32_t tp = 1;
+  int32_t pp = 1;
+  std::vector<int32_t> pp_layers;         // layers per stage by hand; empty: cut by cost
+  int32_t block_size = 16;                // tokens per KV block, a power of two from 16 to 64
+  int64_t kv_cache_bytes = 0;             // per rank; 0: from free memory
+  int32_t max_num_seqs = 64;              // slots
+  int32_t max_num_batched_tokens = 2048;  // per step, at most kMaxRowTokens
+  int32_t max_model_len = 0;              // prompt + output; 0: the model's own
+  int32_t threads = 0;                    // compute threads per rank; 0: cores / ranks on the host
+  int32_t timeout_s = 60;                 // of every wait between ranks
+};
+
+void put(ByteWriter& out, const EngineConfig& config);
+EngineConfig get_engine_config(ByteReader& in);
+
+}  // namespace millrace

@@ -1,0 +1,57 @@
+// What a request is once it has passed the edge: token ids and typed parameters under an internal
+// id. Nothing in it is text a client sent. Plain values.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/base/bytes.h"
+
+namespace millrace {
+
+using RequestId = uint64_t;
+
+// How the next token is drawn from the logits. Validated at the edge (launch/api/validate.h).
+struct SamplingParams {
+  float temperature = 1.0f;         // 0: greedy
+  float top_p = 1.0f;               // (0, 1]
+  float min_p = 0.0f;               // [0, 1]
+  int32_t top_k = 0;                // 0: all
+  float repetition_penalty = 1.0f;  // > 0; over prompt and output (Keskar et al. 2019)
+  float presence_penalty = 0.0f;    // over output, as OpenAI's
+  float frequency_penalty = 0.0f;
+  uint64_t seed = 0;          // of this request's noise, Philox(seed, position, token id)
+  int32_t num_logprobs = -1;  // -1: none; n >= 0: the sampled token's and the n highest
+
+  bool has_penalties() const {
+    return repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f;
+  }
+  bool operator==(const SamplingParams&) const = default;
+};
+
+void put(ByteWriter& out, const SamplingParams& params);
+SamplingParams get_sampling_params(ByteReader& in);
+
+struct Request {
+  std::vector<int32_t> prompt;  // at least one id, each in [0, vocabulary)
+  SamplingParams sampling;
+  int32_t max_tokens = 16;              // at least 1; prompt + max_tokens <= context length
+  int32_t min_tokens = 0;               // no stop id ends the request before
+  std::vector<int32_t> stop_token_ids;  // EOS ids included, unless ignore_eos
+};
+
+enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kError };
+
+struct TokenLogprob {
+  int32_t token = 0;
+  float logprob = 0;
+};
+
+// A sampled token as it travels from the last stage to the edge.
+struct SampledToken {
+  int32_t token = 0;
+  float logprob = 0;              // of the model's own distribution (before temperature)
+  std::vector<TokenLogprob> top;  // the asked n highest, best first
+};
+
+}  // namespace millrace

@@ -1,0 +1,53 @@
+// OpenAI's JSON in, our Request out, and back. The one validator: the HTTP gateway, the batch
+// reader and the terminal all come through here. Pure functions on values; any thread.
+#pragma once
+
+#include <boost/json/value.hpp>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/base/status.h"
+#include "engine/protocol/request.h"
+#include "launch/api/model_context.h"
+
+namespace millrace {
+
+enum class ApiKind : uint8_t { kChat, kCompletion };
+
+// One call, parsed and validated: `choices.size()` engine requests (n, times prompts).
+struct ApiCall {
+  ApiKind kind = ApiKind::kChat;
+  struct Choice {
+    Request request;
+    std::vector<int32_t> prompt_tail;  // last ids of the prompt, for the detokenizer
+    std::string echo;                  // completions with echo: the prompt's text
+  };
+  std::vector<Choice> choices;
+  std::vector<std::string> stop;  // stop strings
+  bool stream = false;
+  bool include_usage = false;
+  bool include_stop_str_in_output = false;
+  bool skip_special_tokens = true;
+  bool return_token_ids = false;
+  int32_t prompt_tokens = 0;  // summed over prompts, once per prompt
+};
+
+// Parses `body` strictly (depth <= 64, no duplicate known key, finite numbers) and validates every
+// field: unsupported known fields are refused by name, unknown ones ignored. Applies the chat
+// template and tokenizes. Throws RequestError with `param`.
+ApiCall parse_call(ApiKind kind, std::string_view body, const ModelContext& model);
+// The same from an already parsed object.
+ApiCall parse_call(ApiKind kind, const boost::json::object& body, const ModelContext& model);
+// The validator's last step, for requests made without JSON (generate, chat, bench): ranges, ids
+// within the vocabulary, prompt + max_tokens within the context. Throws RequestError.
+void validate(const Request& request, const ModelContext& model);
+
+// The error body {"error": {message, type, param, code}} and its HTTP status.
+int http_status(ErrorCode code);
+std::string error_json(const Status& status);
+// GET /v1/models.
+std::string models_json(const ModelContext& model);
+
+}  // namespace millrace

@@ -1,0 +1,34 @@
+// Tensor parallelism's verbs: what a sharded layer does besides its local kernels. The only place,
+// with linear, embedding and head layers, that knows of it. Compute thread only.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <span>
+
+#include "comm/device_comm.h"
+#include "engine/core/tensor.h"
+
+namespace millrace {
+
+class TpOps {
+ public:
+  // `comm` outlives this.
+  explicit TpOps(DeviceComm& comm) : comm_(comm) {}
+
+  int rank() const { return comm_.rank(); }
+  int size() const { return comm_.size(); }
+  // After a row-parallel linear or the vocabulary-parallel embedding: x = sum over ranks.
+  void reduce(const TensorView& x);
+  // After the vocabulary-parallel head: logits of all shards side by side, the same on every rank.
+  void gather_logits(const TensorView& mine, std::span<const int64_t> shard_sizes,
+                     const TensorView& out);
+  // Time spent in collectives since the last call.
+  std::chrono::nanoseconds take_wait_time();
+
+ private:
+  DeviceComm& comm_;
+  std::chrono::nanoseconds waited_{0};
+};
+
+}  // namespace millrace
