@@ -1,0 +1,68 @@
+#include "engine/core/device.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+
+#include "engine/base/status.h"
+
+namespace millrace {
+
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+class CpuDevice final : public Device {
+ public:
+  std::string name() const override { return "cpu"; }
+
+  Buffer allocate(int64_t bytes, const std::string& what) override {
+    CHECK(bytes >= 0);
+    const int64_t rounded =
+        (std::max<int64_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+    void* memory = std::aligned_alloc(kAlignment, static_cast<size_t>(rounded));
+    if (memory == nullptr) {
+      throw Error(ExitCode::kOutOfMemory,
+                  fmt::format("no memory for {} ({:.1f} MiB): free some, lower --max-model-len or "
+                              "--kv-cache-memory, or use more ranks",
+                              what, static_cast<double>(bytes) / (1 << 20)));
+    }
+    std::memset(memory, 0, static_cast<size_t>(rounded));
+    return Buffer(std::shared_ptr<void>(memory, std::free), bytes);
+  }
+
+  void copy_to_device(const Buffer& to, int64_t offset, std::span<const uint8_t> from) override {
+    CHECK(offset >= 0 && offset + static_cast<int64_t>(from.size()) <= to.bytes());
+    std::memcpy(to.data() + offset, from.data(), from.size());
+  }
+
+  void copy_to_host(std::span<uint8_t> to, const Buffer& from, int64_t offset) override {
+    CHECK(offset >= 0 && offset + static_cast<int64_t>(to.size()) <= from.bytes());
+    std::memcpy(to.data(), from.data() + offset, to.size());
+  }
+
+  // What the kernel thinks can be had without swapping, and the limit of our cgroup if lower.
+  int64_t free_bytes() const override {
+    int64_t available = int64_t{sysconf(_SC_AVPHYS_PAGES)} * sysconf(_SC_PAGESIZE);
+    std::ifstream meminfo("/proc/meminfo");
+    for (std::string key, rest; meminfo >> key && std::getline(meminfo, rest);) {
+      if (key == "MemAvailable:") available = std::strtoll(rest.c_str(), nullptr, 10) * 1024;
+    }
+    std::ifstream limit_file("/sys/fs/cgroup/memory.max");
+    std::ifstream used_file("/sys/fs/cgroup/memory.current");
+    int64_t limit = 0, used = 0;
+    if (limit_file >> limit && used_file >> used) available = std::min(available, limit - used);
+    return std::max<int64_t>(available, 0);
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Device> make_cpu_device() {
+  return std::make_unique<CpuDevice>();
+}
+
+}  // namespace millrace
