@@ -4,7 +4,7 @@
 #include <string>
 
 #include "launch/api/model_context.h"
-#include "launch/cluster/engine.h"
+#include "launch/cluster/engine_api.h"
 
 namespace millrace {
 
@@ -25,6 +25,6 @@ struct BatchSummary {
 // Each custom_id once, in order of completion; a bad line becomes an error line. Throws Error
 // (kInput) for files that cannot be read or written, duplicate custom_ids (before any GPU work),
 // and Error(kWorkerLost) when the engine ends underneath.
-BatchSummary run_batch(const BatchConfig& config, Engine& engine, const ModelContext& model);
+BatchSummary run_batch(const BatchConfig& config, EngineApi& engine, const ModelContext& model);
 
 }  // namespace millrace

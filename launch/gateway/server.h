@@ -1,5 +1,5 @@
 // The HTTP server: routes, streams, drain. Its own I/O threads; talks to the engine through
-// Engine and to JSON through launch/api.
+// EngineApi and to JSON through launch/api.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 #include <string>
 
 #include "launch/api/model_context.h"
-#include "launch/cluster/engine.h"
+#include "launch/cluster/engine_api.h"
 
 namespace millrace {
 
@@ -24,7 +24,7 @@ class Server {
   ~Server();
   uint16_t port() const;
   // Serves until stop(): before `engine` is set every route but /live answers 503 "loading".
-  void set_engine(Engine& engine, ModelContext model);
+  void set_engine(EngineApi& engine, ModelContext model);
   // Starts the I/O threads.
   void start();
   // Drain: /health 503, new requests 503; running ones finish up to the timeout; then closes.
