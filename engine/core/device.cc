@@ -1,6 +1,7 @@
 #include "engine/core/device.h"
 
 #include <fmt/format.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -14,6 +15,7 @@ namespace millrace {
 namespace {
 
 constexpr int64_t kAlignment = 64;
+constexpr int64_t kMapFrom = 1 << 20;
 
 class CpuDevice final : public Device {
  public:
@@ -23,15 +25,29 @@ class CpuDevice final : public Device {
     CHECK(bytes >= 0);
     const int64_t rounded =
         (std::max<int64_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
-    void* memory = std::aligned_alloc(kAlignment, static_cast<size_t>(rounded));
-    if (memory == nullptr) {
+    // Large memory comes from mmap: zeroed by the kernel page by page as it is touched, so a KV
+    // cache costs what its sequences use.
+    void* memory = MAP_FAILED;
+    if (rounded >= kMapFrom) {
+      memory = ::mmap(nullptr, static_cast<size_t>(rounded), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    } else if (void* small = std::aligned_alloc(kAlignment, static_cast<size_t>(rounded))) {
+      memory = std::memset(small, 0, static_cast<size_t>(rounded));
+    }
+    if (memory == MAP_FAILED) {
       throw Error(ExitCode::kOutOfMemory,
                   fmt::format("no memory for {} ({:.1f} MiB): free some, lower --max-model-len or "
                               "--kv-cache-memory, or use more ranks",
                               what, static_cast<double>(bytes) / (1 << 20)));
     }
-    std::memset(memory, 0, static_cast<size_t>(rounded));
-    return Buffer(std::shared_ptr<void>(memory, std::free), bytes);
+    const auto free_memory = [rounded](void* p) {
+      if (rounded >= kMapFrom) {
+        ::munmap(p, static_cast<size_t>(rounded));
+      } else {
+        std::free(p);
+      }
+    };
+    return Buffer(std::shared_ptr<void>(memory, free_memory), bytes);
   }
 
   void copy_to_device(const Buffer& to, int64_t offset, std::span<const uint8_t> from) override {

@@ -15,6 +15,9 @@ struct WorkerContext {
   CoordinatorLink* link = nullptr;  // outlives run_worker
   DeviceComm* tp_comm = nullptr;    // group of this stage's ranks; null when tp = 1
   PeerComm* peers = nullptr;        // all ranks; null when pp = 1
+  // The process is this worker's own: when the coordinator is gone while the compute thread hangs
+  // in a collective with a dead peer, the process ends itself.
+  bool own_process = false;
 };
 
 // Waits for kWelcome, loads, sends kReady, waits for kStart, then runs plans and sends results.

@@ -1,0 +1,190 @@
+#include "engine/model/decoder.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <vector>
+
+namespace millrace {
+
+namespace {
+
+// Columns are dealt in these multiples: whole quantized blocks, whole vectors.
+constexpr int64_t kColumnMultiple = 32;
+
+}  // namespace
+
+Decoder::Decoder(const Checkpoint& checkpoint, const Stage& stage, const DecoderLimits& limits,
+                 Ops& ops, TpOps& tp, Device& device, const std::function<void()>& on_tensor)
+    : config_(checkpoint.config()), limits_(limits), ops_(ops), tp_(tp) {
+  WeightLoader loader(checkpoint, device, on_tensor);
+  load_layers(loader, stage);
+  load_vocabulary(loader, stage);
+  weight_bytes_ = loader.bytes();
+
+  rope_.interleaved = config_.rope.interleaved;
+  rope_.cos_sin = device.tensor(DType::kF32, {limits.max_position, config_.head_dim}, "rope table");
+  std::vector<float> table(static_cast<size_t>(rope_.cos_sin.view.count()));
+  fill_rope_table(config_, limits.max_position, table.data());
+  device.copy_to_device(rope_.cos_sin.buffer, 0,
+                        {reinterpret_cast<const uint8_t*>(table.data()), table.size() * 4});
+  allocate_workspace(stage, device);
+}
+
+void Decoder::load_layers(WeightLoader& loader, const Stage& stage) {
+  const int64_t hidden = config_.hidden_size;
+  const int64_t d = config_.head_dim;
+  const HeadShard shard =
+      shard_heads(config_.num_heads, config_.num_kv_heads, tp_.size(), tp_.rank());
+  attention_shape_ = {.num_heads = static_cast<int32_t>(shard.heads.size),
+                      .num_kv_heads = static_cast<int32_t>(shard.kv_heads.size),
+                      .head_dim = config_.head_dim,
+                      .scale = 1.0f / std::sqrt(static_cast<float>(d)),
+                      .window = 0};
+  const Range columns =
+      shard_columns(config_.intermediate_size, kColumnMultiple, tp_.size(), tp_.rank());
+  intermediate_ = columns.size;
+  const Range all{0, hidden};
+  const Range q{shard.heads.begin * d, shard.heads.size * d};
+  const Range kv{shard.kv_heads.begin * d, shard.kv_heads.size * d};
+  // A row-parallel linear's bias is added once: by rank 0, before the sum over ranks.
+  const bool out_bias = config_.attention_bias && tp_.rank() == 0;
+  const bool down_bias = config_.mlp_bias && tp_.rank() == 0;
+
+  for (int i = stage.first_layer; i < stage.first_layer + stage.num_layers; ++i) {
+    const std::string layer = fmt::format("model.layers.{}.", i);
+    const std::string attention = layer + "self_attn.";
+    const std::string mlp = layer + "mlp.";
+    Layer made;
+    made.attention_norm = loader.vector(layer + "input_layernorm.weight", all);
+    made.qkv = loader.linear(
+        std::vector<LinearSlice>{{attention + "q_proj", q, all, config_.attention_bias},
+                                 {attention + "k_proj", kv, all, config_.attention_bias},
+                                 {attention + "v_proj", kv, all, config_.attention_bias}});
+    made.attention_out =
+        loader.linear(std::vector<LinearSlice>{{attention + "o_proj", all, q, out_bias}});
+    made.mlp_norm = loader.vector(layer + "post_attention_layernorm.weight", all);
+    made.gate_up =
+        loader.linear(std::vector<LinearSlice>{{mlp + "gate_proj", columns, all, config_.mlp_bias},
+                                               {mlp + "up_proj", columns, all, config_.mlp_bias}});
+    made.down =
+        loader.linear(std::vector<LinearSlice>{{mlp + "down_proj", all, columns, down_bias}});
+    layers_.push_back(std::move(made));
+  }
+}
+
+void Decoder::load_vocabulary(WeightLoader& loader, const Stage& stage) {
+  const Range all{0, config_.hidden_size};
+  Range mine;
+  for (int rank = 0; rank < tp_.size(); ++rank) {
+    const Range shard = shard_columns(config_.vocab_size, 1, tp_.size(), rank);
+    vocab_shards_.push_back(shard.size);
+    if (rank == tp_.rank()) mine = shard;
+  }
+  first_vocab_id_ = static_cast<int32_t>(mine.begin);
+  if (stage.has_embedding) embedding_ = loader.matrix("model.embed_tokens.weight", mine, all);
+  if (stage.has_head) {
+    final_norm_ = loader.vector("model.norm.weight", all);
+    if (config_.tie_embeddings && stage.has_embedding) {
+      head_ = embedding_;
+    } else {
+      head_ = loader.matrix(config_.tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight",
+                            mine, all);
+    }
+  }
+}
+
+void Decoder::allocate_workspace(const Stage& stage, Device& device) {
+  const int64_t tokens = limits_.max_tokens;
+  const int64_t hidden = config_.hidden_size;
+  const int64_t d = config_.head_dim;
+  const int64_t q = attention_shape_.num_heads * d;
+  const int64_t kv = attention_shape_.num_kv_heads * d;
+  const auto make = [&](std::initializer_list<int64_t> shape) {
+    return device.tensor(DType::kF32, shape, "the workspace of a step");
+  };
+  work_.normed = make({tokens, hidden});
+  work_.qkv = make({tokens, q + 2 * kv});
+  work_.attention = make({tokens, q});
+  work_.gate_up = make({tokens, 2 * intermediate_});
+  work_.activation = make({tokens, intermediate_});
+  work_.projected = make({tokens, hidden});
+  if (stage.has_head) {
+    work_.head_rows = make({limits_.max_rows, hidden});
+    work_.shard_logits = make({limits_.max_rows * vocab_shards_[static_cast<size_t>(tp_.rank())]});
+    work_.logits = make({int64_t{limits_.max_rows} * config_.vocab_size});
+  }
+}
+
+void Decoder::embed(std::span<const int32_t> ids, const TensorView& hidden) {
+  ops_.embed(ids, first_vocab_id_, embedding_.view, hidden);
+  tp_.reduce(hidden);
+}
+
+void Decoder::forward(const TensorView& hidden, const BatchView& batch,
+                      std::span<const KvCacheView> caches, std::atomic<uint64_t>& progress) {
+  const int64_t tokens = hidden.rows();
+  CHECK(tokens == batch.num_tokens && tokens <= limits_.max_tokens, "{} rows", tokens);
+  CHECK(caches.size() == layers_.size(), "{} caches for {} layers", caches.size(), layers_.size());
+  const TensorView normed = work_.normed.view.slice_rows(0, tokens);
+  const TensorView projected = work_.projected.view.slice_rows(0, tokens);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Layer& layer = layers_[i];
+    if (i == 0) {
+      ops_.rms_norm(hidden, layer.attention_norm.view, config_.rms_norm_eps, normed);
+    } else {
+      ops_.add_rms_norm(projected, hidden, layer.attention_norm.view, config_.rms_norm_eps, normed);
+    }
+    attend(layer, normed, batch, caches[i], projected);
+    ops_.add_rms_norm(projected, hidden, layer.mlp_norm.view, config_.rms_norm_eps, normed);
+    feed_forward(layer, normed, projected);
+    progress.fetch_add(1, std::memory_order_relaxed);
+  }
+  ops_.add(hidden, projected);
+}
+
+void Decoder::attend(const Layer& layer, const TensorView& normed, const BatchView& batch,
+                     const KvCacheView& cache, const TensorView& projected) {
+  const int64_t tokens = normed.rows();
+  const int64_t q_width = int64_t{attention_shape_.num_heads} * attention_shape_.head_dim;
+  const int64_t kv_width = int64_t{attention_shape_.num_kv_heads} * attention_shape_.head_dim;
+  const TensorView qkv = work_.qkv.view.slice_rows(0, tokens);
+  const TensorView q = qkv.slice_cols(0, q_width);
+  const TensorView out = work_.attention.view.slice_rows(0, tokens);
+  layer.qkv.forward(ops_, normed, qkv);
+  ops_.rope_kv_write(q, qkv.slice_cols(q_width, kv_width),
+                     qkv.slice_cols(q_width + kv_width, kv_width), rope_, attention_shape_, batch,
+                     cache);
+  ops_.attention(q, cache, attention_shape_, batch, out);
+  layer.attention_out.forward(ops_, out, projected);
+  tp_.reduce(projected);
+}
+
+void Decoder::feed_forward(const Layer& layer, const TensorView& normed,
+                           const TensorView& projected) {
+  const int64_t tokens = normed.rows();
+  const TensorView gate_up = work_.gate_up.view.slice_rows(0, tokens);
+  const TensorView activation = work_.activation.view.slice_rows(0, tokens);
+  layer.gate_up.forward(ops_, normed, gate_up);
+  ops_.silu_mul(gate_up.slice_cols(0, intermediate_),
+                gate_up.slice_cols(intermediate_, intermediate_), activation);
+  layer.down.forward(ops_, activation, projected);
+  tp_.reduce(projected);
+}
+
+TensorView Decoder::logits(const TensorView& hidden, std::span<const int32_t> rows) {
+  const auto count = static_cast<int64_t>(rows.size());
+  CHECK(count <= limits_.max_rows, "{} rows of logits, room for {}", count, limits_.max_rows);
+  const TensorView picked = work_.head_rows.view.slice_rows(0, count);
+  ops_.gather_rows(hidden, rows, picked);
+  ops_.rms_norm(picked, final_norm_.view, config_.rms_norm_eps, picked);
+  const TensorView mine(work_.shard_logits.view.data, DType::kF32,
+                        {count, vocab_shards_[static_cast<size_t>(tp_.rank())]});
+  ops_.linear(picked, head_.view, TensorView(), mine);
+  if (tp_.size() == 1) return mine;
+  const TensorView all(work_.logits.view.data, DType::kF32, {count, config_.vocab_size});
+  tp_.gather_logits(mine, vocab_shards_, all);
+  return all;
+}
+
+}  // namespace millrace

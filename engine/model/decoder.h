@@ -1,0 +1,95 @@
+// One stage of a decoder-only transformer on one tensor-parallel rank: weights, workspace, and the
+// forward pass written once for all families of this shape. Owned by the worker; compute thread
+// only. It knows neither ranks of other stages nor how hidden states travel.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "engine/core/device.h"
+#include "engine/kernels/ops.h"
+#include "engine/model/checkpoint.h"
+#include "engine/model/weights.h"
+#include "parallel/partition.h"
+#include "parallel/tp_ops.h"
+
+namespace millrace {
+
+struct DecoderLimits {
+  int32_t max_tokens = 0;    // of a step
+  int32_t max_rows = 0;      // of a step that need logits
+  int32_t max_position = 0;  // longest sequence
+};
+
+class Decoder {
+ public:
+  // Loads this rank's slices. `ops`, `tp` and `device` outlive it. Throws Error. `on_tensor` is
+  // called after each tensor.
+  Decoder(const Checkpoint& checkpoint, const Stage& stage, const DecoderLimits& limits, Ops& ops,
+          TpOps& tp, Device& device, const std::function<void()>& on_tensor);
+
+  // hidden: f32 [T, H], written. Only where the stage has the embedding.
+  void embed(std::span<const int32_t> ids, const TensorView& hidden);
+  // hidden: f32 [T, H], in place through this stage's layers. caches: one per layer of the stage.
+  // `progress` ticks once per layer.
+  void forward(const TensorView& hidden, const BatchView& batch,
+               std::span<const KvCacheView> caches, std::atomic<uint64_t>& progress);
+  // Logits of the given rows of hidden: f32 [rows.size(), V], the same on every tensor-parallel
+  // rank, in memory that the next call reuses. Only where the stage has the head.
+  TensorView logits(const TensorView& hidden, std::span<const int32_t> rows);
+
+  const AttentionShape& attention_shape() const { return attention_shape_; }
+  int32_t num_layers() const { return static_cast<int32_t>(layers_.size()); }
+  int64_t hidden_size() const { return config_.hidden_size; }
+  int64_t weight_bytes() const { return weight_bytes_; }
+
+ private:
+  struct Layer {
+    Tensor attention_norm;  // f32 [H]
+    Linear qkv;             // H -> (Hq + 2 Hkv) * D
+    Linear attention_out;   // Hq * D -> H, row-parallel
+    Tensor mlp_norm;        // f32 [H]
+    Linear gate_up;         // H -> 2 I
+    Linear down;            // I -> H, row-parallel
+  };
+  // Of one step, T rows each; allocated once for limits.max_tokens.
+  struct Workspace {
+    Tensor normed;        // f32 [T, H]
+    Tensor qkv;           // f32 [T, (Hq + 2 Hkv) * D]
+    Tensor attention;     // f32 [T, Hq * D]
+    Tensor gate_up;       // f32 [T, 2 I]
+    Tensor activation;    // f32 [T, I]
+    Tensor projected;     // f32 [T, H]: what a row-parallel linear gave
+    Tensor head_rows;     // f32 [R, H]
+    Tensor shard_logits;  // f32 [R * V / tp]
+    Tensor logits;        // f32 [R * V]
+  };
+
+  void load_layers(WeightLoader& loader, const Stage& stage);
+  void load_vocabulary(WeightLoader& loader, const Stage& stage);
+  void allocate_workspace(const Stage& stage, Device& device);
+  void attend(const Layer& layer, const TensorView& normed, const BatchView& batch,
+              const KvCacheView& cache, const TensorView& projected);
+  void feed_forward(const Layer& layer, const TensorView& normed, const TensorView& projected);
+
+  ModelConfig config_;
+  DecoderLimits limits_;
+  Ops& ops_;
+  TpOps& tp_;
+  AttentionShape attention_shape_;
+  int64_t intermediate_ = 0;           // this rank's share of I
+  std::vector<int64_t> vocab_shards_;  // rows of each tensor-parallel rank
+  int32_t first_vocab_id_ = 0;         // of this rank
+  std::vector<Layer> layers_;
+  Tensor embedding_;  // [V / tp, H]
+  Tensor head_;       // the same tensor where tied and both are here
+  Tensor final_norm_;
+  RopeTable rope_;
+  Workspace work_;
+  int64_t weight_bytes_ = 0;
+};
+
+}  // namespace millrace

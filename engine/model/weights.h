@@ -1,0 +1,67 @@
+// Loading a rank's slices of a checkpoint onto its device. Used while loading, on one thread.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/core/device.h"
+#include "engine/kernels/ops.h"
+#include "engine/model/checkpoint.h"
+
+namespace millrace {
+
+// Which part of a linear's weight a rank holds. Column-parallel: some rows (outputs), all columns.
+// Row-parallel: all rows, some columns (inputs); the bias then belongs to tensor-parallel rank 0.
+struct LinearSlice {
+  std::string name;  // "model.layers.0.self_attn.q_proj"; ".weight" and ".bias" are added
+  Range rows;
+  Range cols;
+  bool with_bias = false;
+};
+
+// x · Wᵀ + b where W may be several matrices with a common input, their outputs side by side.
+// Matrices of one dtype are stored as one, so that they are one kernel call.
+class Linear {
+ public:
+  // x: [T, in]; out: [T, out_features()].
+  void forward(Ops& ops, const TensorView& x, const TensorView& out) const;
+  int64_t out_features() const { return out_features_; }
+
+ private:
+  friend class WeightLoader;
+  struct Part {
+    Tensor weight;       // [n, in]
+    Tensor bias;         // f32 [n], or empty
+    int64_t column = 0;  // where its outputs begin
+  };
+  std::vector<Part> parts_;
+  int64_t out_features_ = 0;
+};
+
+class WeightLoader {
+ public:
+  // All outlive the loader. `on_tensor` is called after each tensor (progress).
+  WeightLoader(const Checkpoint& checkpoint, Device& device, std::function<void()> on_tensor);
+
+  // A vector (norm weight, bias) as f32 [n].
+  Tensor vector(const std::string& name, Range range);
+  // A matrix as stored; widened to f32, with a log line, where `cols` splits a quantized block.
+  Tensor matrix(const std::string& name, Range rows, Range cols);
+  Linear linear(std::span<const LinearSlice> slices);
+
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  DType slice_dtype(const LinearSlice& slice) const;
+  void read_slice(const std::string& name, Range rows, Range cols, DType dtype,
+                  const TensorView& to);
+
+  const Checkpoint& checkpoint_;
+  Device& device_;
+  std::function<void()> on_tensor_;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace millrace
