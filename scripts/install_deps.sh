@@ -92,7 +92,7 @@ fi
 # Ubuntu's own cargo is too old; the versioned packages of noble-updates are not. Which of them
 # there are is known only after apt-get update.
 ubuntu_rust() {
-  apt-cache pkgnames cargo-1. | sed -n 's/^cargo-1\.\([0-9]*\)$/\1/p' | sort -rn | head -1
+  apt-cache pkgnames cargo-1. 2>/dev/null | sed -n 's/^cargo-1\.\([0-9]*\)$/\1/p' | sort -rn | head -1
 }
 
 run=()
@@ -100,7 +100,10 @@ if [ "$(id -u)" != 0 ]; then
   if sudo -n true 2>/dev/null; then
     run=(sudo)
   else
-    [ "$system" = "ubuntu 24.04" ] && [ "$rust_missing" = yes ] && packages+=(rustc-1.89 cargo-1.89)
+    if [ "$system" = "ubuntu 24.04" ] && [ "$rust_missing" = yes ]; then
+      minor=$(ubuntu_rust)
+      packages+=("rustc-1.${minor:-91}" "cargo-1.${minor:-91}")
+    fi
     say "This needs root, and sudo asks for a password here. Please run, then start again:"
     say "  sudo apt-get update && sudo apt-get install -y --no-install-recommends ${packages[*]}"
     exit 1

@@ -30,7 +30,7 @@ die() { printf '%s\n' "$*" >&2; exit 1; }
 # Ubuntu's versioned packages (cargo-1.89) keep theirs in /usr/lib/rust-1.89/bin.
 cargo_folder() {
   local dir minor
-  for dir in "$(dirname "$(command -v cargo || echo /none/cargo)")" "$HOME/.cargo/bin" \
+  for dir in "$(dirname "$(command -v cargo || echo /none/cargo)")" "${HOME:-/root}/.cargo/bin" \
     $(ls -d /usr/lib/rust-1.*/bin 2>/dev/null | sort -rV); do
     [ -x "$dir/cargo" ] && [ -x "$dir/rustc" ] || continue
     minor=$("$dir/cargo" --version 2>/dev/null | sed -n 's/^cargo 1\.\([0-9]*\)\..*/\1/p')
