@@ -5,13 +5,14 @@ cli -> api is not drawn). Long arrows pass through the rows between them beside 
 """
 
 from html import escape
+from random import Random
 
 BOX_WIDTH, BOX_HEIGHT = 150, 44
 GAP_X, GAP_Y = 36, 40
 BEND_WIDTH = 18  # the lane of an arrow that passes a row
 LEFT, TOP = 92, 22
 
-NAMES = {"0": "base", "1": "values", "2": "rooms of work", "3": "parallel", "4": "model",
+NAMES = {"0": "base", "1": "values", "2": "work", "3": "parallel", "4": "model",
          "5": "ranks", "6": "ways in"}
 
 STYLE = """
@@ -45,30 +46,50 @@ def direct_edges(edges):
                   if not any(third != other and reaches(third, other) for third in others))
 
 
-def _arrange(rows, pairs, row_of):
-    """Puts a bend into every row that an arrow passes and orders each row by its neighbours.
-    Returns the rows (rooms as str, bends as tuples) and the arrows as chains of such nodes."""
-    rows = [list(row) for row in rows]
-    chains, neighbours = [], {}
+def _add_bends(rows, pairs, row_of):
+    """Puts a bend into every row that an arrow passes. Returns the rows (rooms as str, bends as
+    tuples) and the arrows as chains of such nodes, from above to below."""
+    rows, chains = [list(row) for row in rows], []
     for upper, lower in pairs:
-        chain = [upper]
-        for row in range(row_of[upper] - 1, row_of[lower], -1):
-            bend = (upper, lower, row)
-            rows[row].append(bend)
-            chain.append(bend)
-        chain.append(lower)
-        chains.append(chain)
+        bends = [(upper, lower, row) for row in range(row_of[upper] - 1, row_of[lower], -1)]
+        for bend in bends:
+            rows[bend[2]].append(bend)
+        chains.append([upper, *bends, lower])
+    return rows, chains
+
+
+def _crossings(rows, chains):
+    place = {node: at for row in rows for at, node in enumerate(row)}
+    level = {node: index for index, row in enumerate(rows) for node in row}
+    steps = {}
+    for chain in chains:
+        for upper, lower in zip(chain, chain[1:]):
+            steps.setdefault(level[lower], []).append((place[upper], place[lower]))
+    return sum((a[0] - b[0]) * (a[1] - b[1]) < 0
+               for lines in steps.values() for i, a in enumerate(lines) for b in lines[:i])
+
+
+def _arrange(rows, chains):
+    """Orders each row by its neighbours in the next, from many starts; the order with the fewest
+    crossing arrows wins. Always the same for the same rooms."""
+    neighbours = {}
+    for chain in chains:
         for a, b in zip(chain, chain[1:]):
             neighbours.setdefault(a, []).append(b)
             neighbours.setdefault(b, []).append(a)
-    for sweep in range(24):
-        place = {node: (at + 1) / (len(row) + 1) for row in rows for at, node in enumerate(row)}
-        for index in (range(len(rows)) if sweep % 2 else range(len(rows) - 1, -1, -1)):
-            near = {n: [place[m] for m in neighbours.get(n, [])] or [place[n]] for n in rows[index]}
-            rows[index].sort(key=lambda n: sum(near[n]) / len(near[n]))
-            for at, node in enumerate(rows[index]):
-                place[node] = (at + 1) / (len(rows[index]) + 1)
-    return rows, chains
+    random, best = Random(1), None
+    for _ in range(200):
+        order = [random.sample(row, len(row)) for row in rows]
+        place = {}
+        for sweep in range(8):
+            for row in order if sweep % 2 == 0 else reversed(order):
+                near = {n: [place[m] for m in neighbours.get(n, []) if m in place] for n in row}
+                row.sort(key=lambda n: sum(near[n]) / len(near[n]) if near[n] else 0.5)
+                place.update({node: (at + 1) / (len(row) + 1) for at, node in enumerate(row)})
+        crossings = _crossings(order, chains)
+        if best is None or crossings < best[0]:
+            best = (crossings, order)
+    return best[1]
 
 
 def _positions(rows):
@@ -110,7 +131,8 @@ def draw(layers, edges, sizes):
     row_of = {room: at for at, (_, rooms) in enumerate(shown) for room in rooms}
     pairs = [(a, b) for a, b in direct_edges(edges)
              if a in row_of and b in row_of and row_of[a] > row_of[b]]
-    rows, chains = _arrange([rooms for _, rooms in shown], pairs, row_of)
+    rows, chains = _add_bends([rooms for _, rooms in shown], pairs, row_of)
+    rows = _arrange(rows, chains)
     x_of, inner = _positions(rows)
     pitch = BOX_HEIGHT + GAP_Y
     y_of = {node: TOP + (len(rows) - 1 - at) * pitch for at, row in enumerate(rows) for node in row}

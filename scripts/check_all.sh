@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Everything: scripts/test.sh, then the long tests (more prompts and more tokens; about an hour).
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+[ $# = 0 ] || { echo "usage: scripts/check_all.sh"; [ "$1" = -h ] || [ "$1" = --help ]; exit; }
+
+"$root/scripts/test.sh"
+step "Long tests"
+use_cargo
+export MILLRACE_TEST_MODEL=$root/$model
+"$venv_dir/bin/python" -m pytest -m long tests/blackbox

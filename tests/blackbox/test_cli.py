@@ -1,0 +1,148 @@
+"""The command line: what goes to which stream, and one clear sentence with its exit code for
+every mistake (docs/exit-codes.md)."""
+
+import json
+import re
+import socket
+
+import pytest
+
+from jobs import MODEL, PROGRAM, command
+
+OK, USAGE, MODEL_ERROR, LAYOUT, ADDRESS = 0, 2, 3, 4, 5
+PROMPT = ["--prompt", "The capital of France is"]
+
+CRASHES = re.compile(r"terminate called|Segmentation|core dumped|Aborted|CHECK|Sanitizer|\.cc:\d+")
+
+
+def assert_clear_error(result, exit_code, *words):
+    """The exit code, nothing on standard output, and one line on standard error with the words."""
+    code, out, err = result
+    assert code == exit_code, err
+    assert out == ""
+    assert not CRASHES.search(err), err
+    lines = [line for line in err.splitlines() if all(w.lower() in line.lower() for w in words)]
+    assert len(lines) == 1, f"{len(lines)} lines with {words} in:\n{err}"
+    assert len(lines[0]) < 500
+
+
+def generate(start, *arguments, **layout):
+    return start.run(command("generate", *arguments, **layout))
+
+
+@pytest.mark.parametrize("layout", [{}, {"mode": 2, "tp": 2, "pp": 2}, {"mode": 3, "tp": 2, "pp": 2}],
+                         ids=["mode1", "mode2", "mode3"])
+def test_generate_writes_the_text_alone(start, layout):
+    code, out, err = generate(start, *PROMPT, "--max-tokens", 8, "--temperature", 0, **layout)
+    assert code == OK, err
+    assert out.lstrip().startswith("Paris")
+    assert out.count("\n") <= 3 and "[" not in out and "tokens/s" not in out
+
+
+def test_chat_answers_lines_of_standard_input(start):
+    code, out, err = start.run(command("chat", "--temperature", 0, "--max-tokens", 24),
+                               stdin=b"What is the capital of France?\n")
+    assert code == OK, err
+    assert "Paris" in out
+    assert "tokens/s" in err and "tokens/s" not in out
+
+
+def test_help_and_version(start):
+    code, out, _ = start.run([str(PROGRAM), "--help"])
+    assert code == OK
+    for verb in ("generate", "chat", "serve", "run-batch", "bench"):
+        assert verb in out
+    code, out, _ = start.run([str(PROGRAM), "serve", "--help"])
+    assert code == OK and "--port" in out
+    code, out, _ = start.run([str(PROGRAM), "--version"])
+    assert code == OK and re.search(r"\d+\.\d+\.\d+", out)
+
+
+def test_config_file_and_its_order_of_power(start, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("max-tokens: 4\ntemperature: 0\n")
+    code, few, err = generate(start, *PROMPT, "--config", config)
+    assert code == OK, err
+    code, more, err = generate(start, *PROMPT, "--config", config, "--max-tokens", 12)
+    assert code == OK, err
+    assert more.startswith(few.rstrip("\n")) and len(more) > len(few)
+
+
+def test_unknown_flag(start):
+    assert_clear_error(generate(start, *PROMPT, "--frobnicate"), USAGE, "--frobnicate")
+
+
+def test_unknown_command_and_missing_model(start):
+    assert_clear_error(start.run([str(PROGRAM), "frobnicate"]), USAGE, "frobnicate")
+    assert_clear_error(start.run([str(PROGRAM), "serve"]), USAGE, "model")
+
+
+def test_unknown_config_key(start, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("max-tokens: 4\nfrobnicate: 1\n")
+    assert_clear_error(generate(start, *PROMPT, "--config", config), USAGE, "frobnicate")
+
+
+def test_bad_values(start):
+    assert_clear_error(generate(start, *PROMPT, "--temperature", "warm"), USAGE, "--temperature")
+    assert_clear_error(generate(start, *PROMPT, "-tp", "0"), USAGE, "tensor-parallel-size")
+
+
+def test_missing_config_file(start, tmp_path):
+    assert_clear_error(generate(start, *PROMPT, "--config", tmp_path / "none.yaml"), USAGE, "none.yaml")
+
+
+def test_missing_model_file(start, tmp_path):
+    result = generate(start, *PROMPT, model=tmp_path / "nothing-here.gguf")
+    assert_clear_error(result, MODEL_ERROR, "nothing-here.gguf")
+
+
+@pytest.mark.parametrize("kept", [0, 3, 4096, 0.5, 0.999])
+def test_torn_model_file(start, tmp_path, kept):
+    size = MODEL.stat().st_size
+    torn = tmp_path / "torn.gguf"
+    with open(MODEL, "rb") as source:
+        torn.write_bytes(source.read(int(size * kept) if isinstance(kept, float) else kept))
+    assert_clear_error(generate(start, *PROMPT, model=torn), MODEL_ERROR, "torn.gguf")
+
+
+def test_torn_model_file_on_four_ranks(start, tmp_path):
+    torn = tmp_path / "torn.gguf"
+    with open(MODEL, "rb") as source:
+        torn.write_bytes(source.read(MODEL.stat().st_size // 2))
+    for mode in (2, 3):
+        code, out, err = generate(start, *PROMPT, model=torn, mode=mode, tp=2, pp=2)
+        assert code == MODEL_ERROR, err
+        assert out == "" and "torn.gguf" in err and not CRASHES.search(err)
+
+
+def test_unknown_model_type(start, tmp_path):
+    folder = tmp_path / "odd-model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(
+        {"architectures": ["FrobnicateForCausalLM"], "model_type": "frobnicate", "hidden_size": 8}))
+    assert_clear_error(generate(start, *PROMPT, model=folder), MODEL_ERROR, "frobnicate")
+
+
+def test_rank_count_against_degrees(start):
+    result = generate(start, *PROMPT, mode=3, tp=2, pp=2, ranks=3)
+    assert_clear_error(result, LAYOUT, "3", "4")
+
+
+def test_more_stages_than_layers(start):
+    assert_clear_error(generate(start, *PROMPT, mode=2, tp=1, pp=31), LAYOUT, "31", "30")
+
+
+def test_port_in_use(start):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for layout in ({}, {"mode": 2, "tp": 2, "pp": 2}):
+            result = start.run(command("serve", "--port", port, **layout))
+            assert_clear_error(result, ADDRESS, str(port), "in use")
+
+
+def test_prompt_longer_than_the_context(start):
+    result = generate(start, "--prompt", "word " * 300, "--max-model-len", 128, "--max-tokens", 4)
+    assert_clear_error(result, USAGE, "128")
