@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <span>
 #include <vector>
 
@@ -44,7 +45,7 @@ class PpLink {
     PeerComm::SendToken ids_token = -1;
   };
   std::vector<Lane> lanes_;
-  std::vector<std::vector<int32_t>> local_ids_;  // pp = 1: sent and not yet received, oldest first
+  std::deque<std::vector<int32_t>> local_ids_;  // pp = 1: sent, not yet received
   std::chrono::nanoseconds waited_{0};
 };
 
