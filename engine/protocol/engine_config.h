@@ -25,5 +25,7 @@ struct EngineConfig {
 
 void put(ByteWriter& out, const EngineConfig& config);
 EngineConfig get_engine_config(ByteReader& in);
+// Every number in the range its comment names. Whether pp_layers fits the model is for the cut.
+bool within_limits(const EngineConfig& config);
 
 }  // namespace millrace

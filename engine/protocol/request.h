@@ -11,6 +11,8 @@ namespace millrace {
 
 using RequestId = uint64_t;
 
+inline constexpr int32_t kMaxLogprobs = 20;
+
 // How the next token is drawn from the logits. Validated at the edge (launch/api/validate.h).
 struct SamplingParams {
   float temperature = 1.0f;         // 0: greedy
@@ -21,7 +23,7 @@ struct SamplingParams {
   float presence_penalty = 0.0f;    // over output, as OpenAI's
   float frequency_penalty = 0.0f;
   uint64_t seed = 0;          // of this request's noise, Philox(seed, position, token id)
-  int32_t num_logprobs = -1;  // -1: none; n >= 0: the sampled token's and the n highest
+  int32_t num_logprobs = -1;  // -1: none; 0 to kMaxLogprobs: the sampled token's and the n highest
 
   bool has_penalties() const {
     return repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f;
@@ -31,6 +33,8 @@ struct SamplingParams {
 
 void put(ByteWriter& out, const SamplingParams& params);
 SamplingParams get_sampling_params(ByteReader& in);
+// Every field finite and in the range its comment names.
+bool within_limits(const SamplingParams& params);
 
 struct Request {
   std::vector<int32_t> prompt;  // at least one id, each in [0, vocabulary)

@@ -20,9 +20,10 @@ class SlotTable {
 
   SlotTable(int num_slots, int block_size, uint32_t num_blocks);
 
-  // Releases, admissions, new blocks, then each row's count. Returns an empty string, or what is
-  // wrong with the plan (a slot out of range or not active, a row past its blocks, a block id out
-  // of range, a sequence number out of turn); the table is not to be used after that.
+  // Releases, admissions, then each row's new blocks and count. Returns an empty string, or what is
+  // wrong with the plan (a slot out of range or not active, admitted twice or in two rows, a row
+  // past its blocks, a block id out of range, a sequence number out of turn); the table is not to
+  // be used after that.
   std::string apply(const StepPlan& plan);
 
   const Slot& slot(uint16_t index) const { return slots_[index]; }
@@ -34,8 +35,11 @@ class SlotTable {
   uint64_t hash() const;
 
  private:
+  std::string apply_row(const Row& row);
+
   std::vector<Slot> slots_;
   std::vector<uint64_t> slot_hashes_;  // of blocks only; kept as plans append to them
+  std::vector<uint64_t> last_rows_;    // 1 + sequence number of the slot's last row
   int block_size_;
   uint32_t num_blocks_;
   uint64_t next_sequence_ = 0;
