@@ -6,15 +6,12 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "engine/base/status.h"
-#include "engine/protocol/slot_table.h"
 #include "engine/protocol/step.h"
 #include "scheduler/block_pool.h"
 
@@ -59,8 +56,10 @@ class Scheduler {
   // plan that names it is committed. Unknown ids are ignored (it may have just finished).
   void cancel(RequestId id);
 
-  // The next plan, or nothing: no lane is free, or no row can run. `failed` receives requests that
-  // can never run (nothing in flight and nothing admitted: the oldest ends, so the engine moves).
+  // The next plan, or nothing: no lane is free, or nothing can run. A plan without rows keeps apart
+  // the plans of decoding sequences that are too few for the stages (scheduler/README.md). `failed`
+  // receives requests that can never run (nothing in flight and nothing admitted: the oldest ends,
+  // so the engine moves; call again).
   std::optional<StepPlan> plan(std::vector<Emission>& failed);
   // Takes the last stage's result of the oldest uncommitted plan; CHECKs the order.
   std::vector<Emission> commit(const StepResult& result);

@@ -1,0 +1,65 @@
+// commit(): appends what the last stage sampled, finds the ends, lets go of what no plan names.
+#include <algorithm>
+#include <utility>
+
+#include "scheduler/state.h"
+
+namespace millrace {
+
+std::vector<Emission> Scheduler::State::commit(const StepResult& result) {
+  CHECK(!flights.empty() && flights.front().number == result.sequence,
+        "the result of plan {} came, plan {} is due", result.sequence,
+        flights.empty() ? next_plan : flights.front().number);
+  const InFlight flight = std::move(flights.front());
+  flights.pop_front();
+  ++steps;
+
+  std::vector<Emission> emissions;
+  auto row = result.rows.begin();
+  for (const InFlight::PlannedRow& planned : flight.rows) {
+    Sequence& sequence = *planned.sequence;
+    --sequence.in_flight;
+    tokens_computed += static_cast<uint64_t>(planned.count);
+    if (planned.output) {
+      CHECK(row != result.rows.end() && row->slot == sequence.slot,
+            "the result of plan {} has no row for slot {}", result.sequence, sequence.slot);
+      const RowResult& sampled = *row++;
+      // One step ahead, a sequence may be planned past its end: what comes then is dropped.
+      if (sequence.phase != Phase::kRetiring) {
+        emissions.push_back(take_row(sequence, sampled));
+        if (emissions.back().finish != FinishReason::kNone) retire(sequence);
+        continue;
+      }
+    }
+    if (sequence.phase == Phase::kRetiring && sequence.in_flight == 0) forget(sequence);
+  }
+  CHECK(row == result.rows.end(), "the result of plan {} has {} rows", result.sequence,
+        result.rows.size());
+  return emissions;
+}
+
+Emission Scheduler::State::take_row(Sequence& sequence, const RowResult& row) {
+  Emission emission;
+  emission.id = sequence.id;
+  if (row.status == RowStatus::kNonFinite) {
+    emission.finish = FinishReason::kError;
+    emission.status = {ErrorCode::kInternal,
+                       "the model computed values that are not finite for this request", ""};
+    return emission;
+  }
+  CHECK(row.tokens.size() == 1, "slot {} has {} tokens in one step", row.slot, row.tokens.size());
+  emission.tokens = row.tokens;
+  ++sequence.num_emitted;
+  ++tokens_emitted;
+  const Request& request = sequence.request;
+  const auto& stops = request.stop_token_ids;
+  if (sequence.num_emitted >= request.min_tokens &&
+      std::find(stops.begin(), stops.end(), row.tokens[0].token) != stops.end()) {
+    emission.finish = FinishReason::kStop;
+  } else if (sequence.num_emitted == request.max_tokens) {
+    emission.finish = FinishReason::kLength;
+  }
+  return emission;
+}
+
+}  // namespace millrace

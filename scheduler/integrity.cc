@@ -1,0 +1,164 @@
+// check_integrity(): recounts everything that plan and commit keep by differences. For tests and
+// for an idle engine; its cost is that of all state.
+#include <fmt/format.h>
+
+#include <set>
+#include <unordered_map>
+
+#include "scheduler/state.h"
+
+namespace millrace {
+
+std::string Scheduler::State::check_integrity() const {
+  for (const auto check : {&State::check_sequences, &State::check_flights, &State::check_memory,
+                           &State::check_slots}) {
+    if (std::string broken = (this->*check)(); !broken.empty()) return broken;
+  }
+  return "";
+}
+
+std::string Scheduler::State::check_sequences() const {
+  size_t listed = 0;
+  for (int i = 0; i < kNumPhases; ++i) {
+    const auto phase = static_cast<Phase>(i);
+    listed += list(phase).size();
+    uint64_t last_plan = 0;
+    for (const Sequence* sequence : list(phase)) {
+      const auto known = sequences.find(sequence->id);
+      if (known == sequences.end() || &known->second != sequence || sequence->phase != phase ||
+          *sequence->place != sequence) {
+        return fmt::format("request {} stands in the list of phase {}", sequence->id, i);
+      }
+      if (phase == Phase::kDecode && sequence->last_plan < last_plan) {
+        return fmt::format("request {} decodes out of turn", sequence->id);
+      }
+      last_plan = sequence->last_plan;
+    }
+  }
+  if (listed != sequences.size()) {
+    return fmt::format("{} requests known, {} listed", sequences.size(), listed);
+  }
+  int64_t backlog = 0;
+  for (const auto& [id, sequence] : sequences) {
+    if (std::string broken = check_sequence(sequence); !broken.empty()) {
+      return fmt::format("request {}: {}", id, broken);
+    }
+    const bool counts = sequence.phase == Phase::kWaiting || sequence.phase == Phase::kPrefill;
+    if (counts) backlog += sequence.prompt_left();
+  }
+  if (backlog != prompt_backlog) return fmt::format("backlog {} != {}", prompt_backlog, backlog);
+  return "";
+}
+
+std::string Scheduler::State::check_sequence(const Sequence& s) const {
+  const int64_t length = int64_t{s.num_prompt()} + s.request.max_tokens;
+  const int64_t held = static_cast<int64_t>(s.blocks.size());
+  if (int64_t{s.reserved} * config.block_size < length) return "reserved too few blocks";
+  if (held > s.reserved) return fmt::format("{} blocks of {} reserved", held, s.reserved);
+  if (held != (int64_t{s.num_computed} + config.block_size - 1) / config.block_size) {
+    return fmt::format("{} blocks for {} positions", held, s.num_computed);
+  }
+  if (s.num_computed > s.num_positions()) return "planned past max_tokens";
+  switch (s.phase) {
+    case Phase::kWaiting:
+      return s.num_computed == 0 && s.in_flight == 0 ? "" : "waits, but has been planned";
+    case Phase::kPrefill:
+      return s.prompt_left() > 0 && s.num_computed > 0 && s.num_emitted == 0 ? "" : "bad prefill";
+    case Phase::kDecode:
+      return s.prompt_left() <= 0 && s.num_computed < s.num_positions() ? "" : "bad decode";
+    case Phase::kPlanned:
+      return s.num_computed == s.num_positions() && s.in_flight > 0 ? "" : "planned, none is due";
+    case Phase::kRetiring:
+      return s.in_flight > 0 ? "" : "has ended and no plan names it";
+  }
+  return "has no phase";
+}
+
+std::string Scheduler::State::check_flights() const {
+  if (flights.size() > static_cast<size_t>(num_lanes())) return "more plans than lanes";
+  struct Count {
+    int32_t plans = 0;
+    int32_t outputs = 0;
+    uint64_t last = 0;
+  };
+  std::unordered_map<const Sequence*, Count> counts;
+  uint64_t number = next_plan - flights.size();
+  for (const InFlight& flight : flights) {
+    if (flight.number != number++) return fmt::format("plan {} is out of order", flight.number);
+    for (const InFlight::PlannedRow& row : flight.rows) {
+      Count& count = counts[row.sequence];
+      ++count.plans;
+      if (!row.output) continue;
+      if (count.outputs > 0 && flight.number < count.last + static_cast<uint64_t>(config.pp)) {
+        return fmt::format("plans {} and {} decode the same request", count.last, flight.number);
+      }
+      ++count.outputs;
+      count.last = flight.number;
+    }
+  }
+  for (const auto& [id, sequence] : sequences) {
+    const Count count = counts[&sequence];
+    if (count.plans != sequence.in_flight) {
+      return fmt::format("request {}: {} plans in flight, {} counted", id, count.plans,
+                         sequence.in_flight);
+    }
+    const int32_t sampled = std::max(0, 1 - sequence.prompt_left());
+    if (sequence.phase != Phase::kRetiring && sampled != sequence.num_emitted + count.outputs) {
+      return fmt::format("request {}: {} tokens planned, {} emitted, {} in flight", id, sampled,
+                         sequence.num_emitted, count.outputs);
+    }
+  }
+  return counts.size() <= sequences.size() ? "" : "a plan in flight names a request that is gone";
+}
+
+std::string Scheduler::State::check_memory() const {
+  std::set<BlockId> held;
+  size_t num_held = 0;
+  uint64_t reserved = 0;
+  for (const auto& [id, sequence] : sequences) {
+    num_held += sequence.blocks.size();
+    for (const Block& block : sequence.blocks) held.insert(block.id());
+    if (sequence.phase != Phase::kWaiting) reserved += sequence.reserved;
+  }
+  if (held.size() != num_held) return "a block is held twice";
+  if (held.size() + pool.num_free() != pool.num_blocks()) {
+    return fmt::format("{} blocks held + {} free != {}", held.size(), pool.num_free(),
+                       pool.num_blocks());
+  }
+  if (reserved != reserved_blocks || reserved > pool.num_blocks()) {
+    return fmt::format("{} blocks reserved, {} counted, {} there", reserved_blocks, reserved,
+                       pool.num_blocks());
+  }
+  return "";
+}
+
+std::string Scheduler::State::check_slots() const {
+  if (table.next_sequence() != next_plan) return "the slot table missed a plan";
+  std::set<uint16_t> used;
+  for (const auto& [id, sequence] : sequences) {
+    if (sequence.phase == Phase::kWaiting) continue;
+    const SlotTable::Slot& slot = table.slot(sequence.slot);
+    bool same = slot.active && slot.blocks.size() == sequence.blocks.size() &&
+                slot.num_computed == static_cast<uint32_t>(sequence.num_computed);
+    for (size_t i = 0; same && i < slot.blocks.size(); ++i) {
+      same = slot.blocks[i] == sequence.blocks[i].id();
+    }
+    if (!same) return fmt::format("request {} differs from its slot {}", id, sequence.slot);
+    if (!used.insert(sequence.slot).second) return fmt::format("slot {} used twice", sequence.slot);
+  }
+  const std::set<uint16_t> free(free_slots.begin(), free_slots.end());
+  const std::set<uint16_t> pending(pending_releases.begin(), pending_releases.end());
+  if (free.size() != free_slots.size() || pending.size() != pending_releases.size()) {
+    return "a slot is freed twice";
+  }
+  // A freed slot stays active in the table until a plan carries its release.
+  for (int i = 0; i < table.num_slots(); ++i) {
+    const auto slot = static_cast<uint16_t>(i);
+    if (used.contains(slot) == free.contains(slot)) return fmt::format("slot {} is lost", i);
+    const bool active = used.contains(slot) || pending.contains(slot);
+    if (active != table.slot(slot).active) return fmt::format("slot {} was not released", i);
+  }
+  return "";
+}
+
+}  // namespace millrace

@@ -1,0 +1,145 @@
+// plan(): decode rows first, then prefill chunks in order of arrival, then admissions while slots,
+// memory and budget last.
+#include <algorithm>
+#include <utility>
+
+#include "scheduler/state.h"
+
+namespace millrace {
+
+namespace {
+
+// With several stages a prompt is cut so that its chunks fill them, but not below this: a smaller
+// step costs as much, its weights have to be read all the same.
+constexpr int64_t kMinChunk = 256;
+
+int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace
+
+std::optional<StepPlan> Scheduler::State::plan(std::vector<Emission>& failed) {
+  if (static_cast<int32_t>(flights.size()) >= num_lanes()) return std::nullopt;
+  StepPlan plan;
+  plan.sequence = next_plan;
+  InFlight record;
+  record.number = next_plan;
+  plan_decodes(plan, record);
+  plan_prefills(plan, record);
+  if (plan.rows.empty() && !filler_due()) {
+    if (flights.empty() && size(Phase::kWaiting) > 0) fail_oldest(failed);
+    return std::nullopt;
+  }
+  ++next_plan;
+  plan.releases = std::exchange(pending_releases, {});
+  const std::string wrong = table.apply(plan);
+  CHECK(wrong.empty(), "{}", wrong);
+  plan.slot_hash = table.hash();
+  flights.push_back(std::move(record));
+  return plan;
+}
+
+// A decode row's input is sampled in its last plan and reaches the first stage before plan
+// last + pp, not sooner.
+bool Scheduler::State::decode_due(const Sequence& sequence) const {
+  return next_plan >= sequence.last_plan + static_cast<uint64_t>(config.pp);
+}
+
+// Decoding sequences too few for the stages need plans without rows between theirs. These take
+// lanes, so they are held back while a long (prefill) step is out: who arrives meanwhile needs one.
+bool Scheduler::State::filler_due() const {
+  if (list(Phase::kDecode).empty()) return false;
+  return std::none_of(flights.begin(), flights.end(),
+                      [](const InFlight& flight) { return flight.has_prefill; });
+}
+
+void Scheduler::State::plan_decodes(StepPlan& plan, InFlight& record) {
+  // An even share of the decoding sequences, so that every stage has some at any time.
+  const auto& decoding = list(Phase::kDecode);
+  const int64_t share =
+      std::min<int64_t>(divide_up(size(Phase::kDecode), config.pp), config.max_num_batched_tokens);
+  for (int64_t i = 0; i < share && decode_due(*decoding.front()); ++i) {
+    add_row(*decoding.front(), 1, plan, record);
+  }
+}
+
+int32_t Scheduler::State::prefill_budget(int32_t tokens_left) const {
+  if (config.pp == 1) return tokens_left;
+  const int64_t share = std::max(kMinChunk, divide_up(prompt_backlog, config.pp));
+  return static_cast<int32_t>(std::min<int64_t>(tokens_left, share));
+}
+
+bool Scheduler::State::fits(const Sequence& sequence) const {
+  return !free_slots.empty() && reserved_blocks + sequence.reserved <= pool.num_blocks();
+}
+
+void Scheduler::State::plan_prefills(StepPlan& plan, InFlight& record) {
+  const auto num_decodes = static_cast<int32_t>(plan.rows.size());
+  int32_t budget = prefill_budget(config.max_num_batched_tokens - num_decodes);
+  const auto add_chunk = [&](Sequence& sequence) {
+    const int32_t count = std::min({sequence.prompt_left(), budget, kMaxRowTokens});
+    budget -= count;
+    add_row(sequence, count, plan, record);
+  };
+  // add_row moves a sequence on once its prompt is through, so the next one is looked up before.
+  const auto& prefill = list(Phase::kPrefill);
+  for (auto at = prefill.begin(); at != prefill.end() && budget > 0;) add_chunk(**at++);
+  const auto& waiting = list(Phase::kWaiting);
+  while (budget > 0 && !waiting.empty() && fits(*waiting.front())) {
+    Sequence& sequence = *waiting.front();
+    admit(sequence, plan);
+    add_chunk(sequence);
+  }
+  record.has_prefill = record.rows.size() > static_cast<size_t>(num_decodes);
+}
+
+void Scheduler::State::admit(Sequence& sequence, StepPlan& plan) {
+  sequence.slot = free_slots.back();
+  free_slots.pop_back();
+  reserved_blocks += sequence.reserved;
+  sequence.blocks.reserve(sequence.reserved);
+  move(sequence, Phase::kPrefill);
+  Admission& admission = plan.admissions.emplace_back();
+  admission.slot = sequence.slot;
+  admission.num_prompt = static_cast<uint32_t>(sequence.num_prompt());
+  admission.sampling = sequence.request.sampling;
+  admission.token_ids = sequence.request.prompt;
+}
+
+void Scheduler::State::add_row(Sequence& sequence, int32_t count, StepPlan& plan,
+                               InFlight& record) {
+  Row& row = plan.rows.emplace_back();
+  row.slot = sequence.slot;
+  row.count = static_cast<uint16_t>(count);
+  prompt_backlog -= std::clamp(sequence.prompt_left(), 0, count);
+  sequence.num_computed += count;
+  while (static_cast<int64_t>(sequence.blocks.size()) * config.block_size < sequence.num_computed) {
+    sequence.blocks.push_back(pool.allocate());
+    row.new_blocks.push_back(sequence.blocks.back().id());
+  }
+  ++sequence.in_flight;
+  const bool output = sequence.prompt_left() <= 0;
+  if (output) {
+    row.output = Output::kLast;
+    sequence.last_plan = next_plan;
+    const bool done = sequence.num_computed == sequence.num_positions();
+    move(sequence, done ? Phase::kPlanned : Phase::kDecode);
+  }
+  record.rows.push_back({&sequence, count, output});
+}
+
+// Unreachable while admission counts reservations alone; it is what keeps the engine moving
+// whatever an admission rule may come to depend on.
+void Scheduler::State::fail_oldest(std::vector<Emission>& failed) {
+  Sequence& oldest = *list(Phase::kWaiting).front();
+  Emission emission;
+  emission.id = oldest.id;
+  emission.finish = FinishReason::kError;
+  emission.status = {ErrorCode::kInternal,
+                     "the request cannot be scheduled though nothing else runs", ""};
+  failed.push_back(std::move(emission));
+  retire(oldest);
+}
+
+}  // namespace millrace

@@ -1,0 +1,75 @@
+#include "tests/scheduler/fake_replica.h"
+
+#include <gtest/gtest.h>
+
+#include "engine/base/hash.h"
+
+namespace millrace {
+
+int32_t fake_token(int32_t key, int64_t position) {
+  const uint64_t draw =
+      hash_combine(static_cast<uint64_t>(key), static_cast<uint64_t>(position)) % 4000;
+  return draw < 16 ? -1 : static_cast<int32_t>(draw % kFakeVocabulary);
+}
+
+FakeReplica::FakeReplica(const SchedulerConfig& config)
+    : config_(config),
+      table_(config.max_num_seqs, config.block_size, config.num_blocks),
+      slots_(static_cast<size_t>(config.max_num_seqs)),
+      cells_(static_cast<size_t>(config.num_blocks) * static_cast<size_t>(config.block_size)) {}
+
+StepResult FakeReplica::run(const StepPlan& plan) {
+  EXPECT_EQ(table_.apply(plan), "");
+  EXPECT_EQ(table_.hash(), plan.slot_hash);
+  EXPECT_LE(plan.num_tokens(), config_.max_num_batched_tokens);
+  for (const Admission& admission : plan.admissions) {
+    const auto num_prompt = static_cast<int64_t>(admission.token_ids.size());
+    slots_[admission.slot] = {admission.token_ids[0], ++tenants_, num_prompt, {}, num_prompt};
+  }
+  StepResult result;
+  result.sequence = plan.sequence;
+  result.stage = static_cast<uint16_t>(config_.pp - 1);
+  for (const Row& row : plan.rows) run_row(plan, row, result);
+  return result;
+}
+
+FakeReplica::Cell& FakeReplica::cell(uint16_t slot, int64_t position) {
+  const auto& blocks = table_.slot(slot).blocks;
+  const int64_t block = blocks.at(static_cast<size_t>(position / config_.block_size));
+  return cells_[static_cast<size_t>(block * config_.block_size + position % config_.block_size)];
+}
+
+void FakeReplica::run_row(const StepPlan& plan, const Row& row, StepResult& result) {
+  Slot& slot = slots_[row.slot];
+  const int64_t end = table_.slot(row.slot).num_computed;
+  const int64_t begin = end - row.count;
+  ASSERT_LE(end, slot.num_ids) << "plan " << plan.sequence << " computes an id nobody sampled";
+  for (int64_t p = begin; p < end; ++p) {
+    if (p >= slot.num_prompt) {  // the id has to have come from the last stage to the first
+      const uint64_t sampled = slot.sampled_in[static_cast<size_t>(p - slot.num_prompt)];
+      EXPECT_LE(sampled + static_cast<uint64_t>(config_.pp), plan.sequence);
+    }
+    cell(row.slot, p) = {slot.tenant, p};
+  }
+  // What this row attends to is still its own.
+  for (int64_t p = 0; p < begin; ++p) {
+    const Cell& seen = cell(row.slot, p);
+    ASSERT_TRUE(seen.tenant == slot.tenant && seen.position == p)
+        << "plan " << plan.sequence << ", slot " << row.slot << ", position " << p;
+  }
+  EXPECT_EQ(row.output == Output::kLast, end >= slot.num_prompt);
+  if (row.output == Output::kNone) return;
+  ASSERT_EQ(end, slot.num_ids) << "a token is sampled twice";
+  RowResult& out = result.rows.emplace_back();
+  out.slot = row.slot;
+  const int32_t token = fake_token(slot.key, end);
+  if (token < 0) {
+    out.status = RowStatus::kNonFinite;
+  } else {
+    out.tokens.push_back({token, 0, {}});
+  }
+  slot.sampled_in.push_back(plan.sequence);
+  ++slot.num_ids;
+}
+
+}  // namespace millrace

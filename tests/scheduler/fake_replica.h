@@ -1,0 +1,48 @@
+// A replica without a model: executes plans in order on a slot table of its own, and watches what
+// the step contract promises to a worker. The token at a position is a function of the request's
+// first id and the position, so what a request must answer is known before it runs.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/protocol/slot_table.h"
+#include "scheduler/scheduler.h"
+
+namespace millrace {
+
+// Token ids a fake model samples from: small, so that stops are hit often.
+inline constexpr int32_t kFakeVocabulary = 40;
+// What the model samples at `position` of the request whose prompt begins with `key`; -1: the
+// logits are not finite.
+int32_t fake_token(int32_t key, int64_t position);
+
+class FakeReplica {
+ public:
+  explicit FakeReplica(const SchedulerConfig& config);
+  // Records a failure of the test for every broken promise.
+  StepResult run(const StepPlan& plan);
+
+ private:
+  struct Slot {
+    int32_t key = 0;
+    uint64_t tenant = 0;               // one number per admission
+    int64_t num_ids = 0;               // known: prompt, then sampled
+    std::vector<uint64_t> sampled_in;  // the plan that sampled id num_prompt + i
+    int64_t num_prompt = 0;
+  };
+  struct Cell {  // what a position of a block holds
+    uint64_t tenant = 0;
+    int64_t position = -1;
+  };
+  void run_row(const StepPlan& plan, const Row& row, StepResult& result);
+  Cell& cell(uint16_t slot, int64_t position);
+
+  SchedulerConfig config_;
+  SlotTable table_;
+  std::vector<Slot> slots_;
+  std::vector<Cell> cells_;
+  uint64_t tenants_ = 0;
+};
+
+}  // namespace millrace

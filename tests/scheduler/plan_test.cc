@@ -1,0 +1,174 @@
+// Exact plans of small cases.
+#include <gtest/gtest.h>
+
+#include "tests/scheduler/harness.h"
+
+namespace millrace {
+namespace {
+
+SchedulerConfig make_config(int pp, int max_tokens = 2048, uint32_t blocks = 1024) {
+  SchedulerConfig config;
+  config.pp = pp;
+  config.num_blocks = blocks;
+  config.max_num_seqs = 8;
+  config.max_num_batched_tokens = max_tokens;
+  return config;
+}
+
+TEST(Plan, ChunksAPromptAndRunsOneStepAhead) {
+  Harness h(make_config(1, 20));
+  ASSERT_TRUE(h.scheduler.add(1, make_request(50, 3)).ok());
+  EXPECT_EQ(h.plan(), "0:20+2");
+  EXPECT_EQ(h.plan(), "0:20+1");
+  EXPECT_EQ(h.plan(), "none");  // two lanes
+  EXPECT_TRUE(h.commit().empty());
+  EXPECT_EQ(h.plan(), "0:10+1*");
+  EXPECT_TRUE(h.commit().empty());
+  EXPECT_EQ(h.plan(), "0:1*");  // its input is sampled by the plan before, not committed yet
+  EXPECT_EQ(h.plan(), "none");
+  EXPECT_EQ(h.commit().size(), 1u);
+  EXPECT_EQ(h.plan(), "0:1*");
+  EXPECT_EQ(h.commit().size(), 1u);
+  EXPECT_EQ(h.plan(), "none");  // all of max_tokens is planned
+  const auto last = h.commit();
+  ASSERT_EQ(last.size(), 1u);
+  EXPECT_EQ(last[0].finish, FinishReason::kLength);
+  EXPECT_TRUE(h.scheduler.idle());
+  EXPECT_EQ(h.scheduler.stats().free_blocks, 1024u);
+  EXPECT_EQ(h.plan(), "none");
+  ASSERT_TRUE(h.scheduler.add(2, make_request(5, 1)).ok());
+  EXPECT_EQ(h.plan(), "-0 0:5+1*");
+  EXPECT_EQ(h.commit()[0].finish, FinishReason::kLength);
+}
+
+TEST(Plan, DecodesFirstThenPromptsInOrderUnderTheBudget) {
+  Harness h(make_config(1, 32));
+  h.scheduler.add(1, make_request(4, 9)).ok();
+  EXPECT_EQ(h.plan(), "0:4+1*");
+  h.scheduler.add(2, make_request(40, 9)).ok();
+  h.scheduler.add(3, make_request(30, 9)).ok();
+  EXPECT_EQ(h.plan(), "0:1* 1:31+2");
+  h.commit();
+  EXPECT_EQ(h.plan(), "0:1* 1:9+1* 2:22+2");
+  h.commit();
+  EXPECT_EQ(h.plan(), "0:1* 1:1* 2:8*");
+}
+
+TEST(Plan, AdmissionCarriesEverythingOnce) {
+  Harness h(make_config(1, 8));
+  Request request = make_request(12, 2);
+  request.sampling.seed = 42;
+  h.scheduler.add(1, request).ok();
+  std::vector<Emission> failed;
+  const auto first = h.scheduler.plan(failed);
+  ASSERT_EQ(first->admissions.size(), 1u);
+  EXPECT_EQ(first->admissions[0].token_ids, request.prompt);
+  EXPECT_EQ(first->admissions[0].num_prompt, 12u);
+  EXPECT_EQ(first->admissions[0].sampling, request.sampling);
+  EXPECT_TRUE(h.scheduler.plan(failed)->admissions.empty());
+}
+
+TEST(Plan, RowsHaveFourteenBits) {
+  Harness h(make_config(1, 40'000, 4096));
+  h.scheduler.add(1, make_request(20'000, 1)).ok();
+  EXPECT_EQ(h.plan(), "0:16383+1024");
+  EXPECT_EQ(h.plan(), "0:3617+226*");
+}
+
+TEST(Plan, ALoneSequenceIsKeptApartByPlansWithoutRows) {
+  Harness h(make_config(2));
+  h.scheduler.add(1, make_request(4, 4)).ok();
+  EXPECT_EQ(h.plan(), "0:4+1*");
+  EXPECT_EQ(h.plan(), "none");  // lanes stay free for who arrives during a prompt
+  h.commit();
+  EXPECT_EQ(h.plan(), "(empty)");
+  EXPECT_EQ(h.plan(), "0:1*");
+  EXPECT_EQ(h.plan(), "(empty)");
+  EXPECT_EQ(h.plan(), "none");  // three lanes
+  h.commit();
+  EXPECT_EQ(h.plan(), "0:1*");  // one step ahead
+  EXPECT_EQ(h.commit().size(), 1u);
+  EXPECT_EQ(h.plan(), "(empty)");
+  h.commit();
+  EXPECT_EQ(h.plan(), "0:1*");
+  EXPECT_EQ(h.plan(), "none");  // nothing is left to decode
+}
+
+TEST(Plan, DecodersSpreadOverTheStages) {
+  Harness h(make_config(4));
+  for (RequestId id = 1; id <= 6; ++id) h.scheduler.add(id, make_request(4, 9)).ok();
+  EXPECT_EQ(h.plan(), "0:4+1* 1:4+1* 2:4+1* 3:4+1* 4:4+1* 5:4+1*");
+  h.commit();
+  EXPECT_EQ(h.plan(), "(empty)");
+  EXPECT_EQ(h.plan(), "(empty)");
+  EXPECT_EQ(h.plan(), "(empty)");
+  EXPECT_EQ(h.plan(), "0:1* 1:1*");
+  EXPECT_EQ(h.plan(), "2:1* 3:1*");
+  EXPECT_EQ(h.plan(), "none");  // five lanes
+  h.commit();
+  EXPECT_EQ(h.plan(), "4:1* 5:1*");
+  h.commit();
+  EXPECT_EQ(h.plan(), "(empty)");
+  h.commit();
+  EXPECT_EQ(h.plan(), "0:1* 1:1*");  // four plans after the last
+}
+
+TEST(Plan, ConsecutiveChunksOfOnePromptFillTheStages) {
+  Harness h(make_config(4, 512));
+  h.scheduler.add(1, make_request(2000, 2)).ok();
+  EXPECT_EQ(h.plan(), "0:500+32");
+  EXPECT_EQ(h.plan(), "0:375+23");
+  EXPECT_EQ(h.plan(), "0:282+18");
+  EXPECT_EQ(h.plan(), "0:256+16");
+  EXPECT_EQ(h.plan(), "0:256+16");
+  EXPECT_EQ(h.plan(), "none");
+  h.commit();
+  EXPECT_EQ(h.plan(), "0:256+16");
+  h.commit();
+  EXPECT_EQ(h.plan(), "0:75+4*");
+  h.commit();
+  EXPECT_EQ(h.plan(), "none");
+  // Who arrives beside it shares the budget: a backlog of 3,000 asks for 750 a step.
+  h.scheduler.add(2, make_request(3000, 2)).ok();
+  EXPECT_EQ(h.plan(), "1:512+32");
+}
+
+TEST(Plan, MemoryIsReservedAndAdmissionWaitsInOrder) {
+  Harness h(make_config(1, 2048, 4));
+  h.scheduler.add(1, make_request(20, 12)).ok();  // two blocks to its end
+  h.scheduler.add(2, make_request(40, 8)).ok();   // three
+  h.scheduler.add(3, make_request(4, 4)).ok();    // one: fits, but is not first
+  EXPECT_EQ(h.plan(), "0:20+2*");
+  EXPECT_EQ(h.plan(), "0:1*");
+  EXPECT_EQ(h.scheduler.stats().waiting, 2);
+  h.scheduler.cancel(1);
+  h.commit();
+  EXPECT_EQ(h.plan(), "none");  // plan 1 still names slot 0
+  h.commit();
+  EXPECT_EQ(h.plan(), "-0 0:40+3* 1:4+1*");
+}
+
+TEST(Plan, SlotsLimitAdmission) {
+  SchedulerConfig config = make_config(1);
+  config.max_num_seqs = 2;
+  Harness h(config);
+  for (RequestId id = 1; id <= 3; ++id) h.scheduler.add(id, make_request(4, 1)).ok();
+  EXPECT_EQ(h.plan(), "0:4+1* 1:4+1*");
+  EXPECT_EQ(h.plan(), "none");
+  EXPECT_EQ(h.commit().size(), 2u);
+  EXPECT_EQ(h.plan(), "-0 -1 1:4+1*");
+}
+
+TEST(Plan, BudgetOfOneToken) {
+  Harness h(make_config(1, 1));
+  h.scheduler.add(1, make_request(2, 2)).ok();
+  h.scheduler.add(2, make_request(1, 1)).ok();
+  for (const char* expected : {"0:1+1", "0:1*", "0:1*", "-0 0:1+1*"}) {
+    EXPECT_EQ(h.plan(), expected);
+    h.commit();
+  }
+  EXPECT_TRUE(h.scheduler.idle());
+}
+
+}  // namespace
+}  // namespace millrace
