@@ -1,0 +1,211 @@
+#include "launch/bench/bench.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json/object.hpp>
+#include <boost/json/serialize.hpp>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <vector>
+
+#include "engine/base/log.h"
+#include "engine/base/status.h"
+#include "launch/bench/limits.h"
+
+namespace millrace {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Seconds = std::chrono::duration<double>;
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+// One wave of requests, submitted together and waited for: when each began and ended to speak.
+struct Wave {
+  std::mutex mutex;
+  std::condition_variable changed;
+  size_t open = 0;
+  Clock::time_point begin;
+  std::vector<double> first_s;  // per request: seconds from the submit to its first token
+  std::vector<double> total_s;  // and to its last
+  Status failure;
+};
+
+Request random_request(const BenchConfig& config, int32_t vocab_size, std::mt19937_64& random) {
+  std::uniform_int_distribution<int32_t> id(0, vocab_size - 1);
+  Request request;
+  request.prompt.resize(static_cast<size_t>(config.input_len));
+  for (int32_t& token : request.prompt) token = id(random);
+  request.max_tokens = config.output_len;
+  request.sampling.temperature = 0;
+  return request;
+}
+
+std::shared_ptr<Wave> run_wave(const BenchConfig& config, EngineApi& engine, int32_t vocab_size,
+                               int32_t count, std::mt19937_64& random) {
+  std::vector<Request> requests;
+  for (int32_t i = 0; i < count; ++i) {
+    requests.push_back(random_request(config, vocab_size, random));
+  }
+  // Shared with the callbacks: after a failure some may still come while the wave is left.
+  auto wave = std::make_shared<Wave>();
+  wave->open = requests.size();
+  wave->first_s.assign(requests.size(), 0);
+  wave->total_s.assign(requests.size(), 0);
+  wave->begin = Clock::now();
+  for (size_t i = 0; i < requests.size(); ++i) {
+    engine.submit(std::move(requests[i]), [wave, i](const Emission& emission) {
+      const double now = Seconds(Clock::now() - wave->begin).count();
+      const std::lock_guard lock(wave->mutex);
+      if (!emission.tokens.empty() && wave->first_s[i] == 0) wave->first_s[i] = now;
+      if (emission.finish == FinishReason::kNone) return;
+      wave->total_s[i] = now;
+      if (emission.finish != FinishReason::kLength) wave->failure = emission.status;
+      if (--wave->open == 0) wave->changed.notify_all();
+    });
+  }
+  std::unique_lock lock(wave->mutex);
+  wave->changed.wait(lock, [&] { return wave->open == 0; });
+  if (!wave->failure.ok()) throw Error(ExitCode::kWorkerLost, wave->failure.message);
+  return wave;
+}
+
+void check(const BenchConfig& config, int32_t max_model_len) {
+  if (config.input_len < 1 || config.output_len < 2 || config.batch_size < 1 ||
+      config.num_prompts < 1 || config.num_iters < 1 || config.num_warmup < 0) {
+    throw Error(ExitCode::kUsage,
+                "bench needs --input-len >= 1, --output-len >= 2 and at least one request and run");
+  }
+  if (int64_t{config.input_len} + config.output_len > max_model_len) {
+    throw Error(ExitCode::kUsage, fmt::format("--input-len {} and --output-len {} together exceed "
+                                              "the context of {} tokens",
+                                              config.input_len, config.output_len, max_model_len));
+  }
+}
+
+// What a decode step of `rows` sequences could reach if reading the weights once were all it took.
+struct DecodeLimit {
+  double read_bytes_per_s;
+  double weight_bytes;
+  double tokens_per_s;
+};
+
+DecodeLimit decode_limit(const Checkpoint& model, int32_t rows) {
+  log::info("measuring the memory's read bandwidth");
+  DecodeLimit limit{measure_read_bandwidth(), static_cast<double>(streamed_weight_bytes(model)), 0};
+  limit.tokens_per_s = limit.read_bytes_per_s / limit.weight_bytes * rows;
+  return limit;
+}
+
+void add_limit(boost::json::object& json, const DecodeLimit& limit) {
+  json["read_bandwidth_gb_per_s"] = limit.read_bytes_per_s / 1e9;
+  json["streamed_weight_bytes"] = static_cast<int64_t>(limit.weight_bytes);
+  json["decode_limit_tokens_per_s"] = limit.tokens_per_s;
+}
+
+}  // namespace
+
+BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
+                          int32_t max_model_len) {
+  check(config, max_model_len);
+  const DecodeLimit limit = decode_limit(model, config.batch_size);
+  std::mt19937_64 random(config.seed);
+  std::vector<double> prefill_s, decode_s, total_s;
+  for (int32_t run = 0; run < config.num_warmup + config.num_iters; ++run) {
+    const auto wave =
+        run_wave(config, engine, model.config().vocab_size, config.batch_size, random);
+    const bool counted = run >= config.num_warmup;
+    const double first = *std::max_element(wave->first_s.begin(), wave->first_s.end());
+    const double total = *std::max_element(wave->total_s.begin(), wave->total_s.end());
+    log::info("run {} of {}{}: first token {:.1f} ms, all {:.1f} ms", run + 1,
+              config.num_warmup + config.num_iters, counted ? "" : " (warm-up)", first * 1e3,
+              total * 1e3);
+    if (!counted) continue;
+    prefill_s.push_back(first);
+    decode_s.push_back(total - first);
+    total_s.push_back(total);
+  }
+  const double batch = config.batch_size;
+  const double prompt_rate = batch * config.input_len / median(prefill_s);
+  const double tpot = median(decode_s) / (config.output_len - 1);
+  const double decode_rate = batch / tpot;
+  boost::json::object json{{"input_len", config.input_len},
+                           {"output_len", config.output_len},
+                           {"batch_size", config.batch_size},
+                           {"num_iters", config.num_iters},
+                           {"prompt_tokens", config.batch_size * config.input_len},
+                           {"output_tokens", config.batch_size * config.output_len},
+                           {"ttft_ms", median(prefill_s) * 1e3},
+                           {"tpot_ms", tpot * 1e3},
+                           {"latency_ms", median(total_s) * 1e3},
+                           {"prompt_tokens_per_s", prompt_rate},
+                           {"decode_tokens_per_s", decode_rate},
+                           {"decode_fraction_of_limit", decode_rate / limit.tokens_per_s}};
+  add_limit(json, limit);
+  const std::string table = fmt::format(
+      "latency: {} x ({} prompt + {} output tokens), medians of {} runs\n"
+      "  first token        {:10.1f} ms\n"
+      "  prompt             {:10.1f} tokens/s\n"
+      "  per output token   {:10.2f} ms\n"
+      "  decode             {:10.1f} tokens/s   limit {:.1f} ({:.1f} MB of weights at {:.1f} "
+      "GB/s), "
+      "fraction {:.2f}\n"
+      "  whole request      {:10.1f} ms\n",
+      config.batch_size, config.input_len, config.output_len, config.num_iters,
+      median(prefill_s) * 1e3, prompt_rate, tpot * 1e3, decode_rate, limit.tokens_per_s,
+      limit.weight_bytes / 1e6, limit.read_bytes_per_s / 1e9, decode_rate / limit.tokens_per_s,
+      median(total_s) * 1e3);
+  return {table, boost::json::serialize(json)};
+}
+
+BenchReport bench_throughput(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
+                             int32_t max_model_len) {
+  check(config, max_model_len);
+  const DecodeLimit limit = decode_limit(model, 1);
+  std::mt19937_64 random(config.seed);
+  const auto wave = run_wave(config, engine, model.config().vocab_size, config.num_prompts, random);
+  const double seconds = *std::max_element(wave->total_s.begin(), wave->total_s.end());
+  std::vector<double> tpot;
+  for (size_t i = 0; i < wave->total_s.size(); ++i) {
+    tpot.push_back((wave->total_s[i] - wave->first_s[i]) / (config.output_len - 1));
+  }
+  const double prompts = static_cast<double>(config.num_prompts) * config.input_len;
+  const double outputs = static_cast<double>(config.num_prompts) * config.output_len;
+  boost::json::object json{{"input_len", config.input_len},
+                           {"output_len", config.output_len},
+                           {"num_prompts", config.num_prompts},
+                           {"seconds", seconds},
+                           {"prompt_tokens", static_cast<int64_t>(prompts)},
+                           {"output_tokens", static_cast<int64_t>(outputs)},
+                           {"requests_per_s", config.num_prompts / seconds},
+                           {"prompt_tokens_per_s", prompts / seconds},
+                           {"decode_tokens_per_s", outputs / seconds},
+                           {"total_tokens_per_s", (prompts + outputs) / seconds},
+                           {"ttft_ms", median(wave->first_s) * 1e3},
+                           {"tpot_ms", median(tpot) * 1e3}};
+  add_limit(json, limit);
+  json["decode_limit_note"] = "of one sequence; a batch shares each reading of the weights";
+  const std::string table = fmt::format(
+      "throughput: {} requests of {} prompt + {} output tokens in {:.2f} s\n"
+      "  requests           {:10.2f} /s\n"
+      "  prompt             {:10.1f} tokens/s\n"
+      "  output             {:10.1f} tokens/s   one sequence alone is limited to {:.1f}\n"
+      "  all tokens         {:10.1f} tokens/s\n"
+      "  first token        {:10.1f} ms (median)\n"
+      "  per output token   {:10.2f} ms (median)\n",
+      config.num_prompts, config.input_len, config.output_len, seconds,
+      config.num_prompts / seconds, prompts / seconds, outputs / seconds, limit.tokens_per_s,
+      (prompts + outputs) / seconds, median(wave->first_s) * 1e3, median(tpot) * 1e3);
+  return {table, boost::json::serialize(json)};
+}
+
+}  // namespace millrace

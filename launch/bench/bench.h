@@ -1,0 +1,35 @@
+// `millrace bench latency|throughput`: the engine's own speed, without HTTP and without text, each
+// figure beside its physical limit measured in the same run. Called from the main thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "engine/model/checkpoint.h"
+#include "launch/cluster/engine_api.h"
+
+namespace millrace {
+
+struct BenchConfig {
+  int32_t input_len = 512;   // prompt tokens of each request, random ids from `seed`
+  int32_t output_len = 64;   // tokens generated, stop ids ignored; at least 2
+  int32_t batch_size = 1;    // latency: requests at once
+  int32_t num_prompts = 64;  // throughput: requests in all, submitted together
+  int32_t num_warmup = 1;    // latency: runs not counted
+  int32_t num_iters = 5;     // latency: runs counted; medians are reported
+  uint64_t seed = 0;
+};
+
+struct BenchReport {
+  std::string table;  // for people
+  std::string json;   // one object
+};
+
+// Throws Error(kUsage) when input_len + output_len exceeds `max_model_len`, and
+// Error(kWorkerLost) when the engine ends underneath.
+BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
+                          int32_t max_model_len);
+BenchReport bench_throughput(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
+                             int32_t max_model_len);
+
+}  // namespace millrace
