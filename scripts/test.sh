@@ -19,6 +19,7 @@ exec </dev/null
 pure_rooms="engine/base;engine/core;engine/protocol;engine/kernels;scheduler;parallel;engine/model;engine/coordinator;launch/api"
 
 results=$build_dir/results
+rust_target=$build_dir/rust  # the build's own, so that dependencies are compiled once
 total_passed=0 total_failed=0 failures=()
 # add NAME PASSED FAILED
 add() {
@@ -70,7 +71,7 @@ rust_tests() {
   else
     hint "cargo fmt is not here: the Rust format is not checked"
   fi
-  cargo test --locked --manifest-path "$manifest" --target-dir "$rust_target" 2>&1 |
+  cargo test --release --locked --manifest-path "$manifest" --target-dir "$rust_target" 2>&1 |
     tee "$results/rust.log" >&2 || true
   counted "Rust tests" "$results/rust.log"
 }
