@@ -1,8 +1,8 @@
-// OpenAI's JSON in, our Request out, and back. The one validator: the HTTP gateway, the batch
-// reader and the terminal all come through here. Pure functions on values; any thread.
+// OpenAI's JSON in, our Request out. The one validator: the HTTP gateway, the batch reader and the
+// terminal all come through here. Pure functions on values; any thread.
 #pragma once
 
-#include <boost/json/value.hpp>
+#include <boost/json/fwd.hpp>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -24,7 +24,7 @@ struct ApiCall {
     std::vector<int32_t> prompt_tail;  // last ids of the prompt, for the detokenizer
     std::string echo;                  // completions with echo: the prompt's text
   };
-  std::vector<Choice> choices;
+  std::vector<Choice> choices;    // n of the first prompt, n of the second, ...
   std::vector<std::string> stop;  // stop strings
   bool stream = false;
   bool include_usage = false;
@@ -34,9 +34,9 @@ struct ApiCall {
   int32_t prompt_tokens = 0;  // summed over prompts, once per prompt
 };
 
-// Parses `body` strictly (depth <= 64, no duplicate known key, finite numbers) and validates every
-// field: unsupported known fields are refused by name, unknown ones ignored. Applies the chat
-// template and tokenizes. Throws RequestError with `param`.
+// Parses `body` strictly (launch/api/strict_json.h) and validates every field: unsupported known
+// fields are refused by name, unknown ones ignored. Applies the chat template and tokenizes.
+// Throws RequestError with `param`.
 ApiCall parse_call(ApiKind kind, std::string_view body, const ModelContext& model);
 // The same from an already parsed object.
 ApiCall parse_call(ApiKind kind, const boost::json::object& body, const ModelContext& model);
@@ -44,10 +44,14 @@ ApiCall parse_call(ApiKind kind, const boost::json::object& body, const ModelCon
 // within the vocabulary, prompt + max_tokens within the context. Throws RequestError.
 void validate(const Request& request, const ModelContext& model);
 
-// The error body {"error": {message, type, param, code}} and its HTTP status.
+// The HTTP status of an error, and the body {"error": {message, type, param, code}}.
 int http_status(ErrorCode code);
 std::string error_json(const Status& status);
-// GET /v1/models.
+// The same for errors of HTTP itself; empty `param` and `code` become null.
+std::string error_json(int http_status, std::string_view message, std::string_view param,
+                       std::string_view code);
+// GET /v1/models and /v1/models/{id}.
 std::string models_json(const ModelContext& model);
+std::string model_json(const ModelContext& model);
 
 }  // namespace millrace

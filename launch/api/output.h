@@ -1,10 +1,12 @@
 // From emissions to text: one OutputStream per choice detokenizes, watches for stop strings and
-// collects logprobs; the writers turn its pieces into OpenAI's response and chunk objects.
+// collects logprobs; the writer turns its pieces into OpenAI's response and chunk objects.
 // A stream belongs to one thread at a time.
 #pragma once
 
+#include <boost/json/fwd.hpp>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,28 +30,59 @@ struct OutputPiece {
   FinishReason finish = FinishReason::kNone;
   Status status;
   bool stopped_by_string = false;  // the engine still runs it: cancel it there
+
+  bool empty() const { return text.empty() && token_ids.empty() && finish == FinishReason::kNone; }
+  // Appends what came later; its finish and status become this piece's.
+  void append(OutputPiece later);
 };
 
 class OutputStream {
  public:
   OutputStream(const ApiCall& call, size_t choice, std::shared_ptr<const Tokenizer> tokenizer);
-  // Text is held back while it may be the start of a stop string. After a piece with finish !=
-  // kNone further emissions give empty pieces.
+  // Text is held back while it may be the start of a stop string, and ids and logprobs with it.
+  // After a piece with finish != kNone further emissions give empty pieces.
   OutputPiece push(const Emission& emission);
+  // Tokens the engine made for this choice, the stop token and the hidden ones included.
   int32_t num_tokens() const { return num_tokens_; }
+  bool done() const { return done_; }
 
  private:
+  // A token whose text is not wholly given out. Positions are bytes of the choice's text.
+  struct Waiting {
+    SampledToken sampled;
+    size_t begin = 0;
+    std::optional<size_t> end;  // none while its last character is unfinished
+    int32_t offset = 0;         // of begin, in code points
+  };
+  struct Match {
+    size_t begin, end;  // bytes of the choice's text
+  };
+
+  size_t text_end() const { return given_ + held_.size(); }
+  void add_token(const SampledToken& sampled);
+  // Takes text of the tokens that wait; a stop string that ends in it.
+  std::optional<Match> add_text(const std::string& text);
+  size_t certain_end() const;
+  void give(size_t text_end, bool all_tokens, OutputPiece& piece);
+  void stop_at(const Match& match, const Emission& emission, OutputPiece& piece);
+
+  std::shared_ptr<const Tokenizer> tokenizer_;
   Detokenizer detokenizer_;
   std::vector<std::string> stop_;
-  bool include_stop_ = false;
-  bool want_logprobs_ = false;
-  std::string held_;
+  std::vector<int32_t> stop_token_ids_;
+  bool include_stop_;
+  bool want_logprobs_;
+  int32_t min_tokens_;
+  std::string held_;        // text that follows what was given out
+  size_t given_ = 0;        // bytes given out
+  size_t search_from_ = 0;  // no stop string begins before: min_tokens
+  int32_t text_length_;     // code points up to text_end(), the echo included
+  std::vector<Waiting> waiting_;
   int32_t num_tokens_ = 0;
-  int32_t text_length_ = 0;  // code points
   bool done_ = false;
 };
 
-// Writes the JSON of one call. Chat or completion by call.kind.
+// Writes the JSON of one call. Chat or completion by call.kind. `call` and `model` must outlive it.
 class ResponseWriter {
  public:
   // `id` like "chatcmpl-…"; `created` in unix seconds.
@@ -63,10 +96,15 @@ class ResponseWriter {
   std::string response(const std::vector<OutputPiece>& choices, int32_t completion_tokens) const;
 
  private:
+  boost::json::object envelope(const char* object) const;
+  boost::json::value logprobs(const OutputPiece& piece) const;
+  boost::json::object usage(int32_t completion_tokens) const;
+
   const ApiCall& call_;
   const ModelContext& model_;
   std::string id_;
   int64_t created_;
+  bool want_logprobs_;
 };
 
 }  // namespace millrace

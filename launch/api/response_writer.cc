@@ -1,0 +1,179 @@
+#include <algorithm>
+#include <boost/json/object.hpp>
+#include <boost/json/serialize.hpp>
+#include <boost/json/value_from.hpp>
+
+#include "launch/api/output.h"
+
+namespace millrace {
+namespace {
+
+namespace json = boost::json;
+
+constexpr float kLowestLogprob = -9999.0f;  // JSON has no -Infinity; other servers write the same
+
+json::string_view view(std::string_view s) {
+  return {s.data(), s.size()};
+}
+
+json::value finish_reason(FinishReason finish) {
+  if (finish == FinishReason::kStop) return "stop";
+  if (finish == FinishReason::kLength) return "length";
+  return nullptr;
+}
+
+double finite(float logprob) {
+  return logprob > kLowestLogprob ? static_cast<double>(logprob) : double{kLowestLogprob};
+}
+
+// Length of the well-formed UTF-8 character at the front of `s` (RFC 3629), or 0.
+size_t character_length(std::string_view s) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(s[i]); };
+  const unsigned char lead = byte(0);
+  if (lead < 0x80) return 1;
+  const size_t length = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
+  if (lead < 0xC2 || lead > 0xF4 || s.size() < length) return 0;
+  for (size_t i = 1; i < length; ++i)
+    if ((byte(i) & 0xC0) != 0x80) return 0;
+  const unsigned char second = byte(1);
+  const bool overlong = (lead == 0xE0 && second < 0xA0) || (lead == 0xF0 && second < 0x90);
+  const bool outside = (lead == 0xED && second > 0x9F) || (lead == 0xF4 && second > 0x8F);
+  return overlong || outside ? 0 : length;
+}
+
+// A token's bytes as JSON text: what is no character by itself becomes U+FFFD.
+std::string to_text(std::string_view bytes) {
+  std::string text;
+  while (!bytes.empty()) {
+    const size_t length = character_length(bytes);
+    text += length > 0 ? bytes.substr(0, length) : std::string_view("\xEF\xBF\xBD");
+    bytes.remove_prefix(std::max<size_t>(length, 1));
+  }
+  return text;
+}
+
+std::string token_bytes(const Tokenizer& tokenizer, int32_t id) {
+  return id < tokenizer.vocab_size() ? tokenizer.token_bytes(id) : std::string();
+}
+
+json::object chat_entry(const Tokenizer& tokenizer, int32_t id, float logprob) {
+  const std::string bytes = token_bytes(tokenizer, id);
+  json::array list;
+  for (const char c : bytes) list.emplace_back(static_cast<unsigned char>(c));
+  return {{"token", to_text(bytes)}, {"logprob", finite(logprob)}, {"bytes", std::move(list)}};
+}
+
+json::object chat_logprobs(const Tokenizer& tokenizer, const std::vector<OutputLogprob>& entries) {
+  json::array content;
+  for (const OutputLogprob& entry : entries) {
+    json::object token = chat_entry(tokenizer, entry.sampled.token, entry.sampled.logprob);
+    json::array top;
+    for (const TokenLogprob& t : entry.sampled.top)
+      top.push_back(chat_entry(tokenizer, t.token, t.logprob));
+    token["top_logprobs"] = std::move(top);
+    content.push_back(std::move(token));
+  }
+  return {{"content", std::move(content)}, {"refusal", nullptr}};
+}
+
+json::object completion_logprobs(const Tokenizer& tokenizer,
+                                 const std::vector<OutputLogprob>& entries) {
+  json::array tokens, token_logprobs, top_logprobs, text_offset;
+  for (const OutputLogprob& entry : entries) {
+    const std::string text = to_text(token_bytes(tokenizer, entry.sampled.token));
+    tokens.emplace_back(view(text));
+    token_logprobs.emplace_back(finite(entry.sampled.logprob));
+    text_offset.emplace_back(entry.text_offset);
+    // Keyed by text: of several tokens that look alike the most probable one stays.
+    json::object top;
+    for (const TokenLogprob& t : entry.sampled.top)
+      top.emplace(view(to_text(token_bytes(tokenizer, t.token))), finite(t.logprob));
+    top.emplace(view(text), finite(entry.sampled.logprob));
+    top_logprobs.push_back(std::move(top));
+  }
+  return {{"tokens", std::move(tokens)},
+          {"token_logprobs", std::move(token_logprobs)},
+          {"top_logprobs", std::move(top_logprobs)},
+          {"text_offset", std::move(text_offset)}};
+}
+
+}  // namespace
+
+ResponseWriter::ResponseWriter(const ApiCall& call, const ModelContext& model, std::string id,
+                               int64_t created)
+    : call_(call),
+      model_(model),
+      id_(std::move(id)),
+      created_(created),
+      want_logprobs_(!call.choices.empty() &&
+                     call.choices.front().request.sampling.num_logprobs >= 0) {}
+
+json::object ResponseWriter::envelope(const char* object) const {
+  return {{"id", id_}, {"object", object}, {"created", created_}, {"model", model_.name}};
+}
+
+json::value ResponseWriter::logprobs(const OutputPiece& piece) const {
+  if (!want_logprobs_) return nullptr;
+  return call_.kind == ApiKind::kChat ? chat_logprobs(*model_.tokenizer, piece.logprobs)
+                                      : completion_logprobs(*model_.tokenizer, piece.logprobs);
+}
+
+json::object ResponseWriter::usage(int32_t completion_tokens) const {
+  return {{"prompt_tokens", call_.prompt_tokens},
+          {"completion_tokens", completion_tokens},
+          {"total_tokens", call_.prompt_tokens + completion_tokens}};
+}
+
+std::string ResponseWriter::chunk(size_t choice, const OutputPiece& piece, bool first) const {
+  json::object entry{{"index", choice}};
+  if (call_.kind == ApiKind::kChat) {
+    json::object delta;
+    if (first) delta["role"] = "assistant";
+    if (first || !piece.text.empty()) delta["content"] = piece.text;
+    entry["delta"] = std::move(delta);
+  } else {
+    entry["text"] = first ? call_.choices[choice].echo + piece.text : piece.text;
+  }
+  entry["logprobs"] = piece.logprobs.empty() ? json::value(nullptr) : logprobs(piece);
+  entry["finish_reason"] = finish_reason(piece.finish);
+  if (call_.return_token_ids) entry["token_ids"] = json::value_from(piece.token_ids);
+  json::object chunk =
+      envelope(call_.kind == ApiKind::kChat ? "chat.completion.chunk" : "text_completion");
+  json::array choices;
+  choices.push_back(std::move(entry));
+  chunk["choices"] = std::move(choices);
+  if (call_.include_usage) chunk["usage"] = nullptr;
+  return json::serialize(chunk);
+}
+
+std::string ResponseWriter::usage_chunk(int32_t completion_tokens) const {
+  json::object chunk =
+      envelope(call_.kind == ApiKind::kChat ? "chat.completion.chunk" : "text_completion");
+  chunk["choices"] = json::array();
+  chunk["usage"] = usage(completion_tokens);
+  return json::serialize(chunk);
+}
+
+std::string ResponseWriter::response(const std::vector<OutputPiece>& choices,
+                                     int32_t completion_tokens) const {
+  json::array entries;
+  for (size_t i = 0; i < choices.size(); ++i) {
+    const OutputPiece& piece = choices[i];
+    json::object entry{{"index", i}};
+    if (call_.kind == ApiKind::kChat)
+      entry["message"] = {{"role", "assistant"}, {"content", piece.text}, {"refusal", nullptr}};
+    else
+      entry["text"] = call_.choices[i].echo + piece.text;
+    entry["logprobs"] = logprobs(piece);
+    entry["finish_reason"] = finish_reason(piece.finish);
+    if (call_.return_token_ids) entry["token_ids"] = json::value_from(piece.token_ids);
+    entries.push_back(std::move(entry));
+  }
+  json::object whole =
+      envelope(call_.kind == ApiKind::kChat ? "chat.completion" : "text_completion");
+  whole["choices"] = std::move(entries);
+  whole["usage"] = usage(completion_tokens);
+  return json::serialize(whole);
+}
+
+}  // namespace millrace
