@@ -19,7 +19,9 @@ struct RopeConfig {
   double high_freq_factor = 4.0;         // llama3
   int64_t original_max_position = 0;     // llama3, dynamic, yarn
   double beta_fast = 32, beta_slow = 1;  // yarn
-  double attention_factor = 0;           // yarn; 0: 0.1 ln(factor) + 1
+  double attention_factor = 1;           // yarn: what cos and sin are multiplied by
+  bool yarn_truncate = true;             // yarn: whole numbers as bounds of the ramp
+  std::vector<float> freq_factors;       // [D/2] GGUF: frequencies are divided by these
   bool interleaved = false;              // GGUF's Llama files permute q and k rows
 };
 
@@ -52,8 +54,25 @@ struct ModelConfig {
 ModelConfig parse_hf_config(std::string_view config_json, std::string_view generation_config_json,
                             const std::string& path);
 
+// The ranges every config is held to, wherever it was read (THREATS: no product overflows).
+struct ConfigLimits {
+  static constexpr int64_t kLayers = 1'024;
+  static constexpr int64_t kHidden = 65'536;
+  static constexpr int64_t kIntermediate = 1 << 20;
+  static constexpr int64_t kHeads = 4'096;
+  static constexpr int64_t kHeadDim = 1'024;
+  static constexpr int64_t kVocab = 2'000'000;
+  static constexpr int64_t kPositions = INT32_MAX;
+};
+
+// Holds the numbers against each other: KV heads divide heads, the head size is even. Throws
+// Error(kModel); `where` names the file.
+void check_config(const ModelConfig& config, const std::string& where);
+
 // cos/sin of every position, [max_position, D] (kernels' RopeTable), computed in double.
-// Sources: transformers' modeling_rope_utils (formulas of each kind).
+// Sources: transformers' modeling_rope_utils (formulas of each kind). Dynamic NTK is fixed for a
+// sequence of `max_position` tokens: transformers rescales as a sequence grows, which would turn
+// keys already in the cache; up to the original context both are the unscaled frequencies.
 void fill_rope_table(const ModelConfig& config, int32_t max_position, float* cos_sin);
 
 }  // namespace millrace

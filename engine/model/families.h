@@ -17,8 +17,12 @@ namespace millrace {
 struct Family {
   std::string_view name;               // ModelConfig::family
   std::string_view hf_model_type;      // config.json's model_type
-  std::string_view gguf_architecture;  // general.architecture
+  std::string_view gguf_architecture;  // general.architecture; empty: GGUF calls it otherwise
   bool gguf_rope_interleaved;          // its GGUF files hold q and k permuted
+  bool has_bias_switches;              // attention_bias and mlp_bias of config.json count
+  // What transformers assumes when config.json is silent.
+  int32_t default_kv_heads;        // 0: as many as heads
+  int32_t default_sliding_window;  // 0: none
 };
 
 std::span<const Family> families();

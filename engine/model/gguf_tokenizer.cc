@@ -1,0 +1,334 @@
+#include "engine/model/gguf_tokenizer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <boost/json/serialize.hpp>
+#include <boost/json/value.hpp>
+
+namespace millrace {
+
+namespace {
+
+namespace json = boost::json;
+
+constexpr size_t kMaxTokenBytes = 1024;
+constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581, SentencePiece's visible space
+
+enum TokenType {
+  kNormal = 1,
+  kUnknown = 2,
+  kControl = 3,
+  kUserDefined = 4,
+  kUnused = 5,
+  kByte = 6
+};
+
+// How a byte-level vocabulary cut its training text before learning merges (tokenizer.ggml.pre).
+struct PreTokenizer {
+  std::string_view name;
+  std::string_view split = {};  // regex of the pieces; empty: GPT-2's, built into ByteLevel
+  bool single_digits = false;   // every digit stands alone
+  bool ignore_merges = false;   // a piece that is a token is not merged up from bytes
+  bool add_bos = false;         // unless tokenizer.ggml.add_bos_token says otherwise
+  bool nfc = false;
+};
+constexpr std::string_view kLlama3Split =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kQwen2Split =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr std::array kPreTokenizers = {
+    PreTokenizer{.name = "gpt-2"},
+    PreTokenizer{.name = "smollm", .single_digits = true},
+    PreTokenizer{
+        .name = "llama-bpe", .split = kLlama3Split, .ignore_merges = true, .add_bos = true},
+    PreTokenizer{.name = "llama3", .split = kLlama3Split, .ignore_merges = true, .add_bos = true},
+    PreTokenizer{.name = "qwen2", .split = kQwen2Split, .nfc = true},
+};
+
+struct Vocabulary {
+  const GgufStrings* tokens = nullptr;
+  std::vector<TokenType> types;                         // one per token
+  std::unordered_map<std::string_view, int64_t> index;  // token -> id
+};
+
+Vocabulary read_vocabulary(const GgufMetadata& metadata, int32_t vocab_size) {
+  Vocabulary vocabulary;
+  vocabulary.tokens = metadata.strings("tokenizer.ggml.tokens");
+  if (vocabulary.tokens == nullptr) metadata.fail("'tokenizer.ggml.tokens' is missing");
+  const GgufStrings& tokens = *vocabulary.tokens;
+  if (tokens.size() > static_cast<size_t>(vocab_size)) {
+    metadata.fail(fmt::format("the vocabulary has {} tokens, the embedding only {} rows",
+                              tokens.size(), vocab_size));
+  }
+  vocabulary.types.assign(tokens.size(), kNormal);
+  if (const GgufNumbers* types = metadata.numbers("tokenizer.ggml.token_type")) {
+    if (types->size() != tokens.size()) metadata.fail("token types and tokens differ in number");
+    for (size_t i = 0; i < types->size(); ++i) {
+      const double type = (*types)[i];
+      if (!(type >= 1 && type <= 6)) metadata.fail(fmt::format("token {} has no valid type", i));
+      vocabulary.types[i] = static_cast<TokenType>(static_cast<int>(type));
+    }
+  }
+  vocabulary.index.reserve(tokens.size());
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i].size() > kMaxTokenBytes) metadata.fail(fmt::format("token {} is too long", i));
+    if (!vocabulary.index.emplace(tokens[i], static_cast<int64_t>(i)).second) {
+      metadata.fail(fmt::format("token {} is in the vocabulary twice", i));
+    }
+  }
+  return vocabulary;
+}
+
+using Merge = std::pair<std::string_view, std::string_view>;
+
+std::vector<Merge> listed_merges(const GgufMetadata& metadata, const GgufStrings& lines) {
+  std::vector<Merge> merges;
+  merges.reserve(lines.size());
+  for (const std::string& line : lines) {
+    const size_t space = line.find(' ', 1);
+    if (space == std::string::npos) metadata.fail("a line of tokenizer.ggml.merges has no pair");
+    const std::string_view text = line;
+    merges.emplace_back(text.substr(0, space), text.substr(space + 1));
+  }
+  return merges;
+}
+
+int64_t code_points(std::string_view text) {
+  return std::ranges::count_if(text, [](char c) { return (c & 0xc0) != 0x80; });
+}
+
+// SentencePiece stores scores, not merges: every way to make a token of two others is a merge, the
+// best score first (as transformers rebuilds them, so that ties fall alike).
+std::vector<Merge> merges_from_scores(const GgufMetadata& metadata, const Vocabulary& vocabulary) {
+  const GgufNumbers* scores = metadata.numbers("tokenizer.ggml.scores");
+  const GgufStrings& tokens = *vocabulary.tokens;
+  if (scores == nullptr || scores->size() != tokens.size()) {
+    metadata.fail("'tokenizer.ggml.scores' is missing or has not one score per token");
+  }
+  const auto is_text = [&](size_t id) {
+    return vocabulary.types[id] == kNormal || vocabulary.types[id] == kUserDefined;
+  };
+  struct Candidate {
+    double score;
+    int64_t left_length, right_length;  // in code points
+    int64_t left, right;                // ids
+  };
+  std::vector<Candidate> candidates;
+  for (size_t id = 0; id < tokens.size(); ++id) {
+    if (!is_text(id)) continue;
+    const std::string_view token = tokens[id];
+    const size_t first = candidates.size();
+    for (size_t cut = 1; cut < token.size(); ++cut) {
+      const auto left = vocabulary.index.find(token.substr(0, cut));
+      if (left == vocabulary.index.end()) continue;
+      const auto right = vocabulary.index.find(token.substr(cut));
+      if (right == vocabulary.index.end() || !is_text(static_cast<size_t>(left->second)) ||
+          !is_text(static_cast<size_t>(right->second))) {
+        continue;
+      }
+      candidates.push_back({(*scores)[id], code_points(left->first), code_points(right->first),
+                            left->second, right->second});
+    }
+    std::sort(candidates.begin() + static_cast<std::ptrdiff_t>(first), candidates.end(),
+              [](const Candidate& a, const Candidate& b) {
+                return std::pair(a.left, a.right) < std::pair(b.left, b.right);
+              });
+  }
+  std::ranges::stable_sort(candidates, [](const Candidate& a, const Candidate& b) {
+    return std::tuple(a.score, a.left_length, a.right_length) >
+           std::tuple(b.score, b.left_length, b.right_length);
+  });
+  std::vector<Merge> merges;
+  merges.reserve(candidates.size());
+  for (const Candidate& c : candidates) {
+    merges.emplace_back(tokens[static_cast<size_t>(c.left)], tokens[static_cast<size_t>(c.right)]);
+  }
+  return merges;
+}
+
+json::object bpe_model(const Vocabulary& vocabulary, const std::vector<Merge>& merges) {
+  json::object vocab;
+  vocab.reserve(vocabulary.tokens->size());
+  for (size_t i = 0; i < vocabulary.tokens->size(); ++i) vocab[(*vocabulary.tokens)[i]] = i;
+  json::array pairs;
+  pairs.reserve(merges.size());
+  for (const Merge& merge : merges) pairs.push_back(json::array{merge.first, merge.second});
+  return {{"type", "BPE"},
+          {"dropout", nullptr},
+          {"unk_token", nullptr},
+          {"continuing_subword_prefix", nullptr},
+          {"end_of_word_suffix", nullptr},
+          {"fuse_unk", false},
+          {"byte_fallback", false},
+          {"ignore_merges", false},
+          {"vocab", std::move(vocab)},
+          {"merges", std::move(pairs)}};
+}
+
+json::array added_tokens(const Vocabulary& vocabulary) {
+  json::array added;
+  for (size_t i = 0; i < vocabulary.tokens->size(); ++i) {
+    const TokenType type = vocabulary.types[i];
+    if (type != kUnknown && type != kControl && type != kUserDefined) continue;
+    added.push_back(json::object{{"id", i},
+                                 {"content", (*vocabulary.tokens)[i]},
+                                 {"single_word", false},
+                                 {"lstrip", false},
+                                 {"rstrip", false},
+                                 {"normalized", false},
+                                 {"special", type != kUserDefined}});
+  }
+  return added;
+}
+
+json::object byte_level(bool use_regex) {
+  return {{"type", "ByteLevel"},
+          {"add_prefix_space", false},
+          {"trim_offsets", true},
+          {"use_regex", use_regex}};
+}
+
+json::object replace(std::string_view from, std::string_view to) {
+  return {{"type", "Replace"}, {"pattern", json::object{{"String", from}}}, {"content", to}};
+}
+
+json::value pre_tokenizer_of(const PreTokenizer& pre) {
+  json::array steps;
+  if (pre.single_digits) {
+    steps.push_back(json::object{{"type", "Digits"}, {"individual_digits", true}});
+  }
+  if (!pre.split.empty()) {
+    steps.push_back(json::object{{"type", "Split"},
+                                 {"pattern", json::object{{"Regex", pre.split}}},
+                                 {"behavior", "Isolated"},
+                                 {"invert", false}});
+  }
+  steps.push_back(byte_level(/*use_regex=*/pre.split.empty()));
+  return {{"type", "Sequence"}, {"pretokenizers", std::move(steps)}};
+}
+
+// Puts BOS before and EOS behind a text, as the file asks; null when it asks for neither.
+json::value post_processor(const GgufMetadata& metadata, const Vocabulary& vocabulary,
+                           bool add_bos_if_silent) {
+  json::object special_tokens;
+  const auto special = [&](const std::string& which, bool if_silent) -> json::array {
+    const auto asked = metadata.boolean(fmt::format("tokenizer.ggml.add_{}_token", which));
+    const auto last = static_cast<int64_t>(vocabulary.tokens->size()) - 1;
+    const auto id = metadata.integer(fmt::format("tokenizer.ggml.{}_token_id", which), 0, last);
+    if (asked == true && !id) {
+      metadata.fail(fmt::format("'{}' is to be added but not named", which));
+    }
+    if (!asked.value_or(if_silent) || !id) return {};
+    const std::string& token = (*vocabulary.tokens)[static_cast<size_t>(*id)];
+    special_tokens[token] =
+        json::object{{"id", token}, {"ids", json::array{*id}}, {"tokens", json::array{token}}};
+    const json::object reference{{"id", token}, {"type_id", 0}};
+    json::array piece;
+    piece.push_back(json::object{{"SpecialToken", reference}});
+    return piece;
+  };
+  const json::array bos = special("bos", add_bos_if_silent);
+  const json::array eos = special("eos", false);
+  if (special_tokens.empty()) return nullptr;
+  const auto text = [](std::string_view name, int type) {
+    return json::object{{"Sequence", json::object{{"id", name}, {"type_id", type}}}};
+  };
+  json::array single = bos;
+  single.push_back(text("A", 0));
+  json::array pair = single;
+  pair.push_back(text("B", 1));
+  single.insert(single.end(), eos.begin(), eos.end());
+  pair.insert(pair.end(), eos.begin(), eos.end());
+  return {{"type", "TemplateProcessing"},
+          {"single", std::move(single)},
+          {"pair", std::move(pair)},
+          {"special_tokens", std::move(special_tokens)}};
+}
+
+std::string assemble(const Vocabulary& vocabulary, json::value normalizer, json::value pre,
+                     json::value post, json::value decoder, json::object model) {
+  return json::serialize(json::object{{"version", "1.0"},
+                                      {"truncation", nullptr},
+                                      {"padding", nullptr},
+                                      {"added_tokens", added_tokens(vocabulary)},
+                                      {"normalizer", std::move(normalizer)},
+                                      {"pre_tokenizer", std::move(pre)},
+                                      {"post_processor", std::move(post)},
+                                      {"decoder", std::move(decoder)},
+                                      {"model", std::move(model)}});
+}
+
+std::string byte_level_tokenizer(const GgufMetadata& metadata, const Vocabulary& vocabulary) {
+  const std::string name = metadata.text("tokenizer.ggml.pre").value_or("");
+  const auto* pre = std::ranges::find(kPreTokenizers, name, &PreTokenizer::name);
+  if (pre == kPreTokenizers.end()) {
+    std::string known;
+    for (const PreTokenizer& p : kPreTokenizers) {
+      known += (known.empty() ? "" : ", ") + std::string(p.name);
+    }
+    metadata.fail(
+        fmt::format("the pre-tokenizer '{}' (tokenizer.ggml.pre) is not known; known "
+                    "are: {}. Use the model as a Hugging Face folder",
+                    name, known));
+  }
+  const GgufStrings* lines = metadata.strings("tokenizer.ggml.merges");
+  if (lines == nullptr) metadata.fail("'tokenizer.ggml.merges' is missing");
+  json::object model = bpe_model(vocabulary, listed_merges(metadata, *lines));
+  model["ignore_merges"] = pre->ignore_merges;
+  json::value normalizer = nullptr;
+  if (pre->nfc) normalizer = json::object{{"type", "NFC"}};
+  return assemble(vocabulary, std::move(normalizer), pre_tokenizer_of(*pre),
+                  post_processor(metadata, vocabulary, pre->add_bos), byte_level(true),
+                  std::move(model));
+}
+
+std::string sentencepiece_tokenizer(const GgufMetadata& metadata, const Vocabulary& vocabulary) {
+  const GgufStrings* lines = metadata.strings("tokenizer.ggml.merges");
+  json::object model =
+      bpe_model(vocabulary, lines != nullptr ? listed_merges(metadata, *lines)
+                                             : merges_from_scores(metadata, vocabulary));
+  model["fuse_unk"] = true;
+  model["byte_fallback"] = true;
+  const auto unknown = std::ranges::find(vocabulary.types, kUnknown);
+  if (unknown != vocabulary.types.end()) {
+    model["unk_token"] =
+        (*vocabulary.tokens)[static_cast<size_t>(unknown - vocabulary.types.begin())];
+  }
+  // SentencePiece's dummy prefix: one space before a text (and before each stretch between special
+  // tokens), taken off again when decoding.
+  const bool prefix = metadata.boolean("tokenizer.ggml.add_space_prefix").value_or(true);
+  json::array normalizers;
+  json::array decoders;
+  decoders.push_back(replace(kSpace, " "));
+  decoders.push_back(json::object{{"type", "ByteFallback"}});
+  decoders.push_back(json::object{{"type", "Fuse"}});
+  if (prefix) {
+    normalizers.push_back(json::object{{"type", "Prepend"}, {"prepend", kSpace}});
+    decoders.push_back(
+        json::object{{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
+  }
+  normalizers.push_back(replace(" ", kSpace));
+  return assemble(vocabulary, {{"type", "Sequence"}, {"normalizers", std::move(normalizers)}},
+                  nullptr, post_processor(metadata, vocabulary, /*add_bos_if_silent=*/true),
+                  {{"type", "Sequence"}, {"decoders", std::move(decoders)}}, std::move(model));
+}
+
+}  // namespace
+
+std::string make_tokenizer_json(const GgufMetadata& metadata, int32_t vocab_size) {
+  const auto kind = metadata.text("tokenizer.ggml.model");
+  if (!kind || *kind == "none" || *kind == "no_vocab") return {};
+  if (*kind != "gpt2" && *kind != "llama") {
+    metadata.fail(
+        fmt::format("the tokenizer '{}' (tokenizer.ggml.model) is not supported; "
+                    "supported are gpt2 and llama",
+                    *kind));
+  }
+  const Vocabulary vocabulary = read_vocabulary(metadata, vocab_size);
+  return *kind == "gpt2" ? byte_level_tokenizer(metadata, vocabulary)
+                         : sentencepiece_tokenizer(metadata, vocabulary);
+}
+
+}  // namespace millrace

@@ -1,0 +1,16 @@
+// tokenizer.json made from a GGUF file's vocabulary, so that one tokenizer library serves both
+// kinds of model. Pure; used while opening.
+#pragma once
+
+#include <string>
+
+#include "engine/model/gguf.h"
+
+namespace millrace {
+
+// The text of tokenizer.json; empty when the file has no vocabulary. Throws Error(kModel) for a
+// tokenizer.ggml.model or .pre we do not know, and for contradictory vocabularies. `vocab_size`:
+// rows of the embedding, which bounds the ids.
+std::string make_tokenizer_json(const GgufMetadata& metadata, int32_t vocab_size);
+
+}  // namespace millrace

@@ -1,0 +1,42 @@
+// What a reader finds on disk, as data: the common ground of folders and GGUF files. Built while
+// opening, then owned by the Checkpoint (checkpoint.cc), const.
+#pragma once
+
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/base/file.h"
+#include "engine/model/checkpoint.h"
+
+namespace millrace {
+
+// Where a tensor lies. Its bytes [offset, offset + bytes) have been checked to be in the file.
+struct StoredTensor {
+  TensorInfo info;
+  std::string type_name;  // as the file calls it
+  bool readable = false;  // false: a type without kernels; info.dtype and the range mean nothing
+  size_t file = 0;        // index into StoredModel::files
+  uint64_t offset = 0;    // bytes from the file's start
+  uint64_t bytes = 0;
+};
+
+struct StoredModel {
+  ModelConfig config;
+  std::string tokenizer_json;
+  std::string chat_template;
+  std::string bos_token;
+  std::string eos_token;
+  std::vector<File> files;
+  std::unordered_map<std::string, StoredTensor> tensors;  // by Hugging Face's names
+};
+
+// Elements of `shape`, or -1 when they are too many to be counted in 62 bits or a size is negative.
+int64_t checked_count(const std::vector<int64_t>& shape);
+
+// A folder in Hugging Face's layout (folder.cc) and a GGUF file (gguf_model.cc). Throw
+// Error(kModel). The tensors are not yet held against the config: open_checkpoint does that.
+StoredModel read_folder(const std::string& path);
+StoredModel read_gguf_model(const std::string& path);
+
+}  // namespace millrace
