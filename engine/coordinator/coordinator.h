@@ -89,7 +89,8 @@ class Coordinator {
   Coordinator(const CoordinatorConfig& config, Millis now);
   ~Coordinator();
 
-  // Appends what the shell must do, in order.
+  // Appends what the shell must do, in order. The first event of all, whatever it is, makes it send
+  // kWelcome; the shell sends that to links that come later too.
   void handle(Event event, Millis now, std::vector<Action>& actions);
   CoordinatorStats stats(Millis now) const;
   std::string check_integrity() const;

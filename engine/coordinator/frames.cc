@@ -1,0 +1,163 @@
+// What the workers say. They are ours and proved the session key, but a frame is still outside
+// bytes: what is not exactly what is due ends the replica with the rank's name, never the process.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include "engine/coordinator/state.h"
+
+namespace millrace {
+
+namespace {
+
+// A code of the published table other than ok; an unknown number is a plain failure.
+ExitCode exit_code_of(int32_t number) {
+  const bool known = (number >= static_cast<int>(ExitCode::kFailure) &&
+                      number <= static_cast<int>(ExitCode::kInput)) ||
+                     number == static_cast<int>(ExitCode::kBug);
+  return known ? static_cast<ExitCode>(number) : ExitCode::kFailure;
+}
+
+}  // namespace
+
+void Coordinator::State::on(FrameEvent& event) {
+  const int rank = event.rank;
+  CHECK(rank >= 0 && rank < static_cast<int>(ranks.size()), "a frame of rank {}", rank);
+  if (over()) return;
+  const std::span<const uint8_t> frame(event.frame);
+  FrameHeader header;
+  bool valid = decode(frame, &header) && frame.size() == kFrameHeaderBytes + header.length;
+  if (valid && header.epoch < config.epoch) return;  // of a life before this one
+  valid = valid && header.epoch == config.epoch;
+  if (valid) {
+    ranks[static_cast<size_t>(rank)].last_heard = now;
+    const auto body = frame.subspan(kFrameHeaderBytes);
+    switch (header.type) {
+      case FrameType::kReady:
+        valid = on_ready(rank, body);
+        break;
+      case FrameType::kResult:
+        valid = on_result(rank, body);
+        break;
+      case FrameType::kHeartbeat:
+        valid = on_heartbeat(rank, body);
+        break;
+      case FrameType::kFailed:
+        valid = on_failed(rank, body);
+        break;
+      default:  // what only a coordinator says
+        valid = false;
+    }
+  }
+  if (!valid) lose(rank, "it sent a frame that is malformed or was not due");
+}
+
+void Coordinator::State::on(LinkClosedEvent& event) {
+  if (over()) return;  // its kFailed came first and said more
+  lose(event.rank, event.reason);
+}
+
+bool Coordinator::State::on_ready(int rank, std::span<const uint8_t> body) {
+  Ready ready;
+  Rank& from = ranks[static_cast<size_t>(rank)];
+  if (life != Life::kLoading || from.ready || !decode(body, &ready) || ready.rank != rank) {
+    return false;
+  }
+  from.ready = std::move(ready);
+  const bool all =
+      std::all_of(ranks.begin(), ranks.end(), [](const Rank& r) { return r.ready.has_value(); });
+  if (all) start_serving();
+  return true;
+}
+
+void Coordinator::State::start_serving() {
+  std::string others;
+  const Rank* smallest = &ranks[0];
+  std::vector<Ready> readies;
+  for (const Rank& rank : ranks) {
+    if (rank.ready->config_hash != ranks[0].ready->config_hash) {
+      others += fmt::format("{}{}", others.empty() ? "" : ", ", rank.ready->rank);
+    }
+    if (rank.ready->num_blocks < smallest->ready->num_blocks) smallest = &rank;
+    readies.push_back(*rank.ready);
+  }
+  if (!others.empty()) {
+    return finish(Life::kFailed, ExitCode::kModel,
+                  fmt::format("rank {} read another model or layout than rank 0; put the same "
+                              "files at {} on every host",
+                              others, config.engine.model_path));
+  }
+  const uint32_t num_blocks = smallest->ready->num_blocks;
+  if (num_blocks == 0) {
+    return finish(Life::kFailed, ExitCode::kOutOfMemory,
+                  fmt::format("rank {} has no memory left for the KV cache; use more ranks or a "
+                              "smaller model",
+                              smallest->ready->rank));
+  }
+  const EngineConfig& engine = config.engine;
+  scheduler.emplace(SchedulerConfig{.pp = engine.pp,
+                                    .block_size = engine.block_size,
+                                    .num_blocks = num_blocks,
+                                    .max_num_seqs = engine.max_num_seqs,
+                                    .max_num_batched_tokens = engine.max_num_batched_tokens,
+                                    .max_queue = config.max_queue});
+  for (Rank& rank : ranks) rank.last_heard = now;
+  life = Life::kServing;
+  send_all(FrameType::kStart, encode(Start{num_blocks}));
+  out.push_back(BecameReady{num_blocks, std::move(readies)});
+}
+
+bool Coordinator::State::on_result(int rank, std::span<const uint8_t> body) {
+  StepResult result;
+  if (!serving() || !decode(body, &result)) return false;
+  if (rank % config.engine.tp != 0 || result.stage != stage_of(rank)) return false;
+  uint64_t& answered = results[result.stage];
+  if (result.sequence != answered || answered >= num_issued || !answers_plan(result)) return false;
+  ++answered;
+  compute_us += result.compute_us;
+  comm_us += result.comm_us;
+  idle_us += result.idle_us;
+  if (result.stage + 1 < num_stages()) return true;
+  expected.pop_front();
+  last_step = now;
+  for (Emission& emission : scheduler->commit(result)) {
+    if (emission.finish != FinishReason::kNone) open.erase(emission.id);
+    emit(std::move(emission));
+  }
+  return true;
+}
+
+// Rows come from the last stage alone: those of its oldest plan in flight, one token each.
+bool Coordinator::State::answers_plan(const StepResult& result) const {
+  if (result.stage + 1 < num_stages()) return result.rows.empty();
+  const std::vector<uint16_t>& slots = expected.front();
+  return std::equal(result.rows.begin(), result.rows.end(), slots.begin(), slots.end(),
+                    [](const RowResult& row, uint16_t slot) {
+                      const size_t num_tokens = row.status == RowStatus::kOk ? 1 : 0;
+                      return row.slot == slot && row.tokens.size() == num_tokens;
+                    });
+}
+
+bool Coordinator::State::on_heartbeat(int rank, std::span<const uint8_t> body) {
+  Heartbeat heartbeat;
+  if (!decode(body, &heartbeat) || heartbeat.rank != rank) return false;
+  Rank& from = ranks[static_cast<size_t>(rank)];
+  if (heartbeat.steps_done != from.heartbeat.steps_done ||
+      heartbeat.progress != from.heartbeat.progress) {
+    from.last_moved = now;
+  }
+  from.heartbeat = heartbeat;
+  return true;
+}
+
+bool Coordinator::State::on_failed(int rank, std::span<const uint8_t> body) {
+  Failed failed;
+  if (!decode(body, &failed) || failed.rank != rank) return false;
+  lose(rank, failed.message.empty() ? "it gave no reason" : failed.message,
+       exit_code_of(failed.exit_code));
+  return true;
+}
+
+}  // namespace millrace
