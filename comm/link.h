@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "engine/base/bytes.h"
 
@@ -18,17 +19,20 @@ using SessionKey = std::array<uint8_t, 32>;
 SessionKey make_session_key();
 
 // The coordinator's end of the way to one rank. Used from the coordinator's thread (its
-// io_context); callbacks come on that thread.
+// io_context); callbacks come on that thread, none after the link is destroyed. A link is destroyed
+// before its io_context.
 class WorkerLink {
  public:
-  virtual ~WorkerLink() = default;
+  virtual ~WorkerLink() = default;  // drops what has not left yet
+  // Queues the frame; after the end of the link it goes nowhere.
   virtual void send(std::shared_ptr<const Bytes> frame) = 0;
+  // The worker gets what was sent before, then the end; on_closed follows.
   virtual void close() = 0;
 };
 
 // What the coordinator hears of its links.
 struct LinkEvents {
-  std::function<void(int rank, Bytes frame)> on_frame;
+  std::function<void(int rank, Bytes frame)> on_frame;  // header and body, header well-formed
   std::function<void(int rank, const std::string& reason)> on_closed;  // once per link
 };
 
@@ -50,10 +54,13 @@ class LinkListener {
   using OnLink = std::function<void(int rank, std::unique_ptr<WorkerLink>)>;
   // Listens on `address` (an interface, never all of them unless asked), any free port. Throws
   // Error(kAddress). A peer that fails the handshake is dropped and logged; one that is silent for
-  // 10 s too. A rank out of range or seen before is refused.
+  // 10 s too. A rank out of range or seen before is refused. On the coordinator's thread, or while
+  // it does not run; nothing is called once the listener is stopped or destroyed, while the links
+  // it handed over live on.
   LinkListener(boost::asio::io_context& io, const std::string& address, const SessionKey& key,
                int num_ranks, LinkEvents events, OnLink on_link);
   ~LinkListener();
+  LinkListener(const LinkListener&) = delete;
   uint16_t port() const;
   void stop();
 
@@ -68,7 +75,7 @@ std::unique_ptr<CoordinatorLink> dial_coordinator(const std::vector<std::string>
                                                   uint16_t port, const SessionKey& key, int rank,
                                                   int timeout_s);
 
-// Both ends in one process (mode 1): frames move through queues, nothing is copied.
+// Both ends in one process (mode 1): frames move through queues, no socket is opened.
 struct InProcessLink {
   std::unique_ptr<WorkerLink> worker_link;            // for the coordinator
   std::unique_ptr<CoordinatorLink> coordinator_link;  // for the worker's thread

@@ -1,5 +1,6 @@
 // The launch plane: MPI_Init to MPI_Finalize, ranks, hosts and small broadcasts. Owned by main();
-// MPI is called from the main thread and, once the loop runs, from the compute thread only.
+// MPI is called from the main thread and, once the loop runs, from the compute thread only. When
+// MPI fails, every verb throws Error(kWorkerLost) with its words.
 #pragma once
 
 #include <memory>
@@ -16,6 +17,8 @@ class MpiWorld {
  public:
   // Throws Error(kLayout) when MPI cannot start here.
   MpiWorld();
+  // Waits for all ranks to come here (MPI_Finalize), except when an exception is on its way. What
+  // split() and peers() made is destroyed before. A rank that leaves alone calls abort() instead.
   ~MpiWorld();
   MpiWorld(const MpiWorld&) = delete;
 

@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "engine/base/check.h"
 #include "engine/base/status.h"
@@ -13,123 +13,173 @@ namespace millrace {
 
 namespace {
 
-// `total` over `parts`, the first ones one larger: part `index`.
-Range deal(int64_t total, int64_t parts, int64_t index) {
-  const int64_t each = total / parts;
-  const int64_t extra = total % parts;
-  return {index * each + std::min(index, extra), each + (index < extra ? 1 : 0)};
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// Part `index` of `count` things dealt over `parts`: the first parts get the extra ones.
+Range deal(int64_t count, int64_t parts, int64_t index) {
+  const int64_t base = count / parts;
+  const int64_t extra = count % parts;
+  return {index * base + std::min(index, extra), base + (index < extra ? 1 : 0)};
 }
 
-std::vector<Stage> stages_of(std::span<const int32_t> layers_per_stage) {
+std::vector<Stage> to_stages(std::span<const int> first_layers, int num_layers) {
   std::vector<Stage> stages;
-  int first = 0;
-  for (const int32_t count : layers_per_stage) {
-    stages.push_back({first, count, /*has_embedding=*/false, /*has_head=*/false});
-    first += count;
+  for (size_t s = 0; s < first_layers.size(); ++s) {
+    const bool last = s + 1 == first_layers.size();
+    const int end = last ? num_layers : first_layers[s + 1];
+    stages.push_back({first_layers[s], end - first_layers[s], s == 0, last});
   }
-  stages.front().has_embedding = true;
-  stages.back().has_head = true;
   return stages;
+}
+
+void check_stage_count(int num_layers, int num_stages) {
+  CHECK(num_stages >= 1, "{} stages", num_stages);
+  if (num_layers >= num_stages) return;
+  throw Error(ExitCode::kLayout, fmt::format("{} layers cannot be cut into {} pipeline stages; use "
+                                             "a --pipeline-parallel-size of {} or less",
+                                             num_layers, num_stages, num_layers));
+}
+
+// The cost of a stage that owns layers [begin, end).
+class StageCosts {
+ public:
+  StageCosts(std::span<const double> layer_costs, double embedding_cost, double head_cost)
+      : sums_(layer_costs.size() + 1), embedding_(embedding_cost), head_(head_cost) {
+    for (size_t i = 0; i < layer_costs.size(); ++i) {
+      CHECK(layer_costs[i] >= 0 && std::isfinite(layer_costs[i]), "layer {} costs {}", i,
+            layer_costs[i]);
+      sums_[i + 1] = sums_[i] + layer_costs[i];
+    }
+  }
+  int num_layers() const { return static_cast<int>(sums_.size()) - 1; }
+  double operator()(int begin, int end) const {
+    const double layers = sums_[static_cast<size_t>(end)] - sums_[static_cast<size_t>(begin)];
+    return layers + (begin == 0 ? embedding_ : 0) + (end == num_layers() ? head_ : 0);
+  }
+
+ private:
+  std::vector<double> sums_;
+  double embedding_;
+  double head_;
+};
+
+struct Cut {
+  double total = kInfinity;       // combined over the stages
+  std::vector<int> first_layers;  // of each stage
+};
+
+// The cut whose combined stage costs are least, by dynamic programming over (stages, layers).
+// stage_cost(begin, end) is what a span costs, combine(a, b) joins two; the earliest of equals.
+template <typename StageCost, typename Combine>
+Cut best_cut(int num_layers, int num_stages, const StageCost& stage_cost, const Combine& combine) {
+  const auto width = static_cast<size_t>(num_layers) + 1;
+  // best[s][end]: stages 0..s own layers [0, end); from[s][end]: where stage s begins.
+  std::vector<std::vector<double>> best(static_cast<size_t>(num_stages),
+                                        std::vector<double>(width, kInfinity));
+  std::vector<std::vector<int>> from(static_cast<size_t>(num_stages), std::vector<int>(width, 0));
+  for (int end = 1; end <= num_layers; ++end) {
+    best[0][static_cast<size_t>(end)] = stage_cost(0, end);
+  }
+  for (size_t s = 1; s < best.size(); ++s) {
+    for (int end = static_cast<int>(s) + 1; end <= num_layers; ++end) {
+      for (int begin = static_cast<int>(s); begin < end; ++begin) {
+        const double total =
+            combine(best[s - 1][static_cast<size_t>(begin)], stage_cost(begin, end));
+        if (total < best[s][static_cast<size_t>(end)]) {
+          best[s][static_cast<size_t>(end)] = total;
+          from[s][static_cast<size_t>(end)] = begin;
+        }
+      }
+    }
+  }
+  Cut cut{best.back().back(), std::vector<int>(static_cast<size_t>(num_stages))};
+  int end = num_layers;
+  for (size_t s = best.size(); s-- > 0;) {
+    end = cut.first_layers[s] = from[s][static_cast<size_t>(end)];
+  }
+  return cut;
 }
 
 }  // namespace
 
 std::vector<Stage> partition_layers(std::span<const double> layer_costs, double embedding_cost,
                                     double head_cost, int num_stages) {
-  const auto num_layers = static_cast<int>(layer_costs.size());
-  if (num_stages < 1 || num_layers < num_stages) {
-    throw Error(ExitCode::kLayout,
-                fmt::format("{} layers cannot be cut into {} stages: use a lower "
-                            "--pipeline-parallel-size",
-                            num_layers, num_stages));
-  }
-  std::vector<double> prefix(layer_costs.size() + 1, 0.0);
-  std::partial_sum(layer_costs.begin(), layer_costs.end(), prefix.begin() + 1);
-  const auto stage_cost = [&](int stage, int begin, int end) {
-    return prefix[static_cast<size_t>(end)] - prefix[static_cast<size_t>(begin)] +
-           (stage == 0 ? embedding_cost : 0.0) + (stage == num_stages - 1 ? head_cost : 0.0);
+  const StageCosts costs(layer_costs, embedding_cost, head_cost);
+  const int num_layers = costs.num_layers();
+  check_stage_count(num_layers, num_stages);
+  const Cut dearest =
+      best_cut(num_layers, num_stages, costs, [](double a, double b) { return std::max(a, b); });
+  // Many cuts have that dearest stage. Of these the most even one: the KV cache is as small as on
+  // the fullest rank.
+  const auto square = [&](int begin, int end) {
+    const double cost = costs(begin, end);
+    return cost <= dearest.total ? cost * cost : kInfinity;
   };
-  // best[s][n]: the dearest stage of the best cut of the first n layers into s + 1 stages.
-  const auto width = static_cast<size_t>(num_layers) + 1;
-  std::vector<std::vector<double>> best(
-      static_cast<size_t>(num_stages),
-      std::vector<double>(width, std::numeric_limits<double>::infinity()));
-  std::vector<std::vector<int>> cut(static_cast<size_t>(num_stages), std::vector<int>(width, 0));
-  for (int n = 1; n <= num_layers; ++n) best[0][static_cast<size_t>(n)] = stage_cost(0, 0, n);
-  for (int s = 1; s < num_stages; ++s) {
-    for (int n = s + 1; n <= num_layers; ++n) {
-      for (int begin = s; begin < n; ++begin) {
-        const double dearest = std::max(
-            best[static_cast<size_t>(s) - 1][static_cast<size_t>(begin)], stage_cost(s, begin, n));
-        if (dearest < best[static_cast<size_t>(s)][static_cast<size_t>(n)]) {
-          best[static_cast<size_t>(s)][static_cast<size_t>(n)] = dearest;
-          cut[static_cast<size_t>(s)][static_cast<size_t>(n)] = begin;
-        }
-      }
-    }
-  }
-  std::vector<int32_t> counts(static_cast<size_t>(num_stages));
-  for (int s = num_stages - 1, end = num_layers; s >= 0; --s) {
-    const int begin = cut[static_cast<size_t>(s)][static_cast<size_t>(end)];
-    counts[static_cast<size_t>(s)] = end - begin;
-    end = begin;
-  }
-  return stages_of(counts);
+  const Cut even = best_cut(num_layers, num_stages, square, std::plus<>());
+  return to_stages(even.first_layers, num_layers);
 }
 
 std::vector<Stage> partition_by_hand(std::span<const int32_t> layers_per_stage, int num_layers,
                                      int num_stages) {
-  const bool positive = std::all_of(layers_per_stage.begin(), layers_per_stage.end(),
-                                    [](int32_t n) { return n > 0; });
-  const int64_t sum = std::accumulate(layers_per_stage.begin(), layers_per_stage.end(), int64_t{0});
-  if (static_cast<int>(layers_per_stage.size()) != num_stages || !positive || sum != num_layers) {
-    throw Error(ExitCode::kLayout,
-                fmt::format("--pp-layers gives {} numbers that add up to {}; it needs {} positive "
-                            "numbers that add up to the model's {} layers",
-                            layers_per_stage.size(), sum, num_stages, num_layers));
+  std::vector<int> first_layers;
+  int64_t sum = 0;
+  bool positive = true;
+  for (const int32_t layers : layers_per_stage) {
+    first_layers.push_back(static_cast<int>(std::min<int64_t>(sum, num_layers)));
+    sum += layers;
+    positive = positive && layers >= 1;
   }
-  return stages_of(layers_per_stage);
+  if (!positive || sum != num_layers ||
+      layers_per_stage.size() != static_cast<size_t>(num_stages)) {
+    throw Error(
+        ExitCode::kLayout,
+        fmt::format("--pp-layers {} does not cut {} layers into {} stages; give {} positive "
+                    "numbers that add up to {}",
+                    fmt::join(layers_per_stage, ","), num_layers, num_stages, num_stages,
+                    num_layers));
+  }
+  return to_stages(first_layers, num_layers);
 }
 
 HeadShard shard_heads(int num_heads, int num_kv_heads, int tp, int tp_rank) {
-  CHECK(num_kv_heads > 0 && num_heads % num_kv_heads == 0 && tp_rank >= 0 && tp_rank < tp);
+  CHECK(num_kv_heads >= 1 && num_heads % num_kv_heads == 0 && tp_rank >= 0 && tp_rank < tp,
+        "{} heads, {} KV heads, rank {} of {}", num_heads, num_kv_heads, tp_rank, tp);
   if (tp > num_heads) {
-    throw Error(ExitCode::kLayout, fmt::format("{} attention heads cannot be dealt to {} ranks: "
-                                               "use a lower --tensor-parallel-size",
-                                               num_heads, tp));
+    throw Error(ExitCode::kLayout, fmt::format("{} attention heads cannot be cut over {} ranks; "
+                                               "use a --tensor-parallel-size of {} or less",
+                                               num_heads, tp, num_heads));
   }
   const int64_t group = num_heads / num_kv_heads;  // query heads that read one KV head
   if (tp <= num_kv_heads) {
-    const Range kv = deal(num_kv_heads, tp, tp_rank);
-    return {{kv.begin * group, kv.size * group}, kv};
+    const Range kv_heads = deal(num_kv_heads, tp, tp_rank);
+    return {{kv_heads.begin * group, kv_heads.size * group}, kv_heads};
   }
-  // More ranks than KV heads: ranks are dealt to KV heads, then each head's queries to its ranks.
-  for (int64_t head = 0; head < num_kv_heads; ++head) {
-    const Range ranks = deal(tp, num_kv_heads, head);
+  // Ranks are dealt to KV heads, then each head's group to its ranks.
+  for (int64_t kv_head = 0; kv_head < num_kv_heads; ++kv_head) {
+    const Range ranks = deal(tp, num_kv_heads, kv_head);
     if (tp_rank >= ranks.begin + ranks.size) continue;
-    const Range queries = deal(group, ranks.size, tp_rank - ranks.begin);
-    if (queries.size == 0) break;
-    return {{head * group + queries.begin, queries.size}, {head, 1}};
+    const Range heads = deal(group, ranks.size, tp_rank - ranks.begin);
+    return {{kv_head * group + heads.begin, heads.size}, {kv_head, 1}};
   }
-  throw Error(ExitCode::kLayout,
-              fmt::format("{} query heads in {} groups cannot be dealt to {} ranks: use a lower "
-                          "--tensor-parallel-size",
-                          num_heads, num_kv_heads, tp));
+  CHECK(false, "rank {} of {} has no KV head", tp_rank, tp);
+  return {};
 }
 
 Range shard_columns(int64_t size, int64_t multiple, int tp, int tp_rank) {
-  CHECK(size > 0 && multiple > 0 && tp_rank >= 0 && tp_rank < tp);
-  const int64_t units = (size + multiple - 1) / multiple;
-  if (units < tp) {
-    throw Error(
-        ExitCode::kLayout,
-        fmt::format("{} columns in multiples of {} cannot be dealt to {} ranks: use a lower "
-                    "--tensor-parallel-size",
-                    size, multiple, tp));
+  CHECK(size >= 1 && multiple >= 1 && tp_rank >= 0 && tp_rank < tp,
+        "{} columns in {}s, rank {} of "
+        "{}",
+        size, multiple, tp_rank, tp);
+  const int64_t units = size / multiple;
+  const int64_t remainder = size % multiple;
+  if (units + (remainder > 0 ? 1 : 0) < tp) {
+    throw Error(ExitCode::kLayout, fmt::format("{} columns in multiples of {} cannot be cut over "
+                                               "{} ranks; use a lower --tensor-parallel-size",
+                                               size, multiple, tp));
   }
-  const Range dealt = deal(units, tp, tp_rank);
-  const int64_t begin = dealt.begin * multiple;
-  return {begin, std::min(begin + dealt.size * multiple, size) - begin};
+  const Range unit_range = deal(units, tp, tp_rank);
+  return {unit_range.begin * multiple,
+          unit_range.size * multiple + (tp_rank == tp - 1 ? remainder : 0)};
 }
 
 }  // namespace millrace

@@ -1,0 +1,63 @@
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netdb.h>
+#include <netinet/in.h>
+
+#include <algorithm>
+#include <memory>
+#include <string_view>
+
+#include "comm/link.h"
+
+namespace millrace {
+
+namespace {
+
+// Bridges of containers and virtual machines: another host has its own of the same address.
+bool is_local_bridge(std::string_view interface) {
+  for (const std::string_view prefix : {"docker", "br-", "virbr", "cni", "lxc", "podman"}) {
+    if (interface.starts_with(prefix)) return true;
+  }
+  return false;
+}
+
+bool is_link_local(const sockaddr* address) {
+  return address->sa_family == AF_INET6 &&
+         IN6_IS_ADDR_LINKLOCAL(&reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr);
+}
+
+}  // namespace
+
+std::vector<std::string> local_addresses(bool local_only) {
+  if (local_only) return {"127.0.0.1"};
+  ifaddrs* list = nullptr;
+  if (getifaddrs(&list) != 0) return {"127.0.0.1"};
+  const std::unique_ptr<ifaddrs, void (*)(ifaddrs*)> owner(list, freeifaddrs);
+
+  struct Candidate {
+    int unlikely;
+    std::string text;
+  };
+  std::vector<Candidate> candidates;
+  for (const ifaddrs* entry = list; entry != nullptr; entry = entry->ifa_next) {
+    const sockaddr* address = entry->ifa_addr;
+    const bool usable = address != nullptr && (entry->ifa_flags & IFF_UP) != 0 &&
+                        (entry->ifa_flags & IFF_LOOPBACK) == 0 &&
+                        (address->sa_family == AF_INET || address->sa_family == AF_INET6) &&
+                        !is_link_local(address);
+    if (!usable) continue;
+    const bool ipv6 = address->sa_family == AF_INET6;
+    char text[NI_MAXHOST];
+    const socklen_t size = ipv6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
+    if (getnameinfo(address, size, text, sizeof text, nullptr, 0, NI_NUMERICHOST) != 0) continue;
+    candidates.push_back({(is_local_bridge(entry->ifa_name) ? 2 : 0) + (ipv6 ? 1 : 0), text});
+  }
+  std::stable_sort(candidates.begin(), candidates.end(),
+                   [](const Candidate& a, const Candidate& b) { return a.unlikely < b.unlikely; });
+  std::vector<std::string> addresses;
+  for (const Candidate& candidate : candidates) addresses.push_back(candidate.text);
+  if (addresses.empty()) addresses.push_back("127.0.0.1");
+  return addresses;
+}
+
+}  // namespace millrace

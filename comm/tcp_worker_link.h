@@ -1,0 +1,18 @@
+// Inside the room: the coordinator's end of an authenticated TCP connection. Coordinator's thread.
+#pragma once
+
+#include <boost/asio/ip/tcp.hpp>
+#include <memory>
+
+#include "comm/link.h"
+
+namespace millrace {
+
+struct TcpWorkerLink {
+  std::unique_ptr<WorkerLink> link;
+  std::function<void()> start;  // begins to read; called once the link has been handed over
+};
+TcpWorkerLink make_tcp_worker_link(boost::asio::ip::tcp::socket socket, int rank,
+                                   std::shared_ptr<const LinkEvents> events);
+
+}  // namespace millrace
