@@ -1,0 +1,15 @@
+// What each command does once its options are known. Main thread; each returns the exit code.
+#pragma once
+
+#include "engine/base/status.h"
+#include "launch/cli/options.h"
+
+namespace millrace {
+
+ExitCode run_generate(const Options& options);
+ExitCode run_chat(const Options& options);
+ExitCode run_serve(const Options& options);
+ExitCode run_batch_command(const Options& options);
+ExitCode run_bench(const Options& options, bool latency);
+
+}  // namespace millrace

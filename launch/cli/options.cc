@@ -1,0 +1,268 @@
+#include "launch/cli/options.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <sstream>
+
+#include "engine/base/log.h"
+#include "engine/base/status.h"
+
+namespace millrace {
+
+namespace {
+
+constexpr int kMaxDegree = 4096;
+constexpr int kMaxSlots = 65535;  // a slot's number is 16 bits
+constexpr int kMaxTokens = 1 << 30;
+
+// Adds options to one group of the help at a time.
+class Flags {
+ public:
+  Flags(CLI::App& app, std::string group) : app_(app), group_(std::move(group)) {}
+
+  // `names`: the long name first, "--tensor-parallel-size,--tp-size".
+  template <typename T>
+  CLI::Option* add(const std::string& names, T& value, const std::string& text) {
+    return describe(app_.add_option(names, value, text));
+  }
+  // The same, with the value's default in the help.
+  template <typename T>
+  CLI::Option* add_with_default(const std::string& names, T& value, const std::string& text) {
+    return add(names, value, text)->capture_default_str();
+  }
+  CLI::Option* add_switch(const std::string& names, bool& value, const std::string& text) {
+    return describe(app_.add_flag(names, value, text));
+  }
+
+ private:
+  CLI::Option* describe(CLI::Option* option) {
+    std::string variable = "MILLRACE_" + option->get_lnames().front();
+    for (char& c : variable) c = c == '-' ? '_' : static_cast<char>(std::toupper(c));
+    return option->envname(variable)->group(group_);
+  }
+
+  CLI::App& app_;
+  std::string group_;
+};
+
+void declare_model(CLI::App& app, Options& o) {
+  Flags flags(app, "Model");
+  EngineConfig& engine = o.launch.engine;
+  flags.add("model,--model", engine.model_path,
+            "A model folder (config.json, *.safetensors) or a .gguf file");
+  flags.add("--served-model-name", o.served_model_name,
+            "Name that clients use (default: the last part of the path)");
+  flags.add("--chat-template", o.chat_template, "A Jinja file to use for the model's template");
+  flags.add_with_default("--dtype", o.dtype, "auto or float32: the CPU computes in float32");
+}
+
+void declare_layout(CLI::App& app, Options& o) {
+  Flags flags(app, "Layout");
+  EngineConfig& engine = o.launch.engine;
+  flags
+      .add_with_default("--tensor-parallel-size,--tp-size", engine.tp,
+                        "-tp: ranks that share every layer")
+      ->check(CLI::Range(1, kMaxDegree));
+  flags
+      .add_with_default("--pipeline-parallel-size,--pp-size", engine.pp,
+                        "-pp: stages of layers, one after the other")
+      ->check(CLI::Range(1, kMaxDegree));
+  flags.add("--pp-layers", o.pp_layers,
+            "Layers of each stage by hand, 9,9,8,6 (default: cut by cost)");
+  flags.add("--hostfile", o.launch.hostfile,
+            "Open MPI's list of hosts, for ranks on several (default: this host)");
+  flags.add("--mpirun-args", o.mpirun_args, "Further arguments of the mpirun that is launched");
+  flags.add("--control-address", o.launch.control_address,
+            "Address of this host that workers dial (default: 127.0.0.1, or with several hosts the "
+            "first that leads outside)");
+}
+
+void declare_limits(CLI::App& app, Options& o) {
+  Flags flags(app, "Limits");
+  EngineConfig& engine = o.launch.engine;
+  flags
+      .add("-c,--max-model-len,--ctx-size", engine.max_model_len,
+           "Longest prompt plus answer in tokens (default: the model's own)")
+      ->check(CLI::Range(1, kMaxTokens));
+  flags
+      .add_with_default("--max-num-seqs,--parallel", engine.max_num_seqs,
+                        "-np: sequences that run at once")
+      ->check(CLI::Range(1, kMaxSlots));
+  flags
+      .add_with_default("--max-num-batched-tokens", engine.max_num_batched_tokens,
+                        "Tokens computed in one step")
+      ->check(CLI::Range(1, kMaxRowTokens));
+  flags.add_with_default("--block-size", engine.block_size, "Tokens of a KV block: 16, 32 or 64")
+      ->check(CLI::IsMember({16, 32, 64}));
+  flags
+      .add("--kv-cache-memory", engine.kv_cache_bytes,
+           "Memory of the KV cache per rank, 2GiB (default: a share of what is free)")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
+  flags
+      .add("-t,--threads", engine.threads,
+           "Compute threads per rank (default: cores divided by ranks on the host)")
+      ->check(CLI::Range(1, 1024));
+  flags
+      .add_with_default("--timeout", engine.timeout_s,
+                        "Seconds that ranks wait for each other before they give up")
+      ->check(CLI::Range(1, 86400));
+}
+
+void declare_general(CLI::App& app, Options& o) {
+  Flags flags(app, "General");
+  flags.add("--config", o.config,
+            "A YAML file of flags: its keys are long names. The command line is stronger, then the "
+            "environment, then the file");
+  flags
+      .add_with_default("--log-level,--uvicorn-log-level", o.launch.log_level,
+                        "debug, info, warning, error or off; logs go to standard error")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}));
+}
+
+void declare_sampling(CLI::App& app, Options& o) {
+  Flags flags(app, "Sampling");
+  SamplingFlags& s = o.sampling;
+  flags.add("-n,--max-tokens", s.max_tokens, "Longest answer in tokens");
+  flags.add("--min-tokens", s.min_tokens, "No stop before so many tokens");
+  flags.add("--temperature", s.temperature, "0 is greedy (default: 1)");
+  flags.add("--top-p", s.top_p, "Smallest set of tokens with this probability");
+  flags.add("--top-k", s.top_k, "Only the k likeliest tokens");
+  flags.add("--min-p", s.min_p, "Only tokens this likely, relative to the likeliest");
+  flags.add("--repetition-penalty", s.repetition_penalty, "Above 1: fewer repetitions");
+  flags.add("--presence-penalty", s.presence_penalty, "Against tokens the answer has");
+  flags.add("--frequency-penalty", s.frequency_penalty, "The same, for each time it has them");
+  flags.add("--seed", s.seed, "Of the sampling noise (default: a new one each time)");
+  flags.add("--stop", s.stop, "A text that ends the answer; may be given several times")
+      ->allow_extra_args(false);
+  flags.add_switch("--ignore-eos", s.ignore_eos, "Go on after the end-of-text token");
+}
+
+void declare_generate(CLI::App& app, Options& o) {
+  Flags flags(app, "Generate");
+  flags.add("-p,--prompt", o.prompt, "The text to continue");
+  flags.add("-f,--prompt-file", o.prompt_file, "A file with it; - is standard input");
+  flags.add_switch("--chat", o.chat, "Take the prompt as a user's message of a chat");
+  flags.add("--logprobs", o.logprobs, "With --json: so many log probabilities per token");
+  flags.add_switch("--json", o.json, "Write the whole response as OpenAI's JSON, with token ids");
+  declare_sampling(app, o);
+}
+
+void declare_chat(CLI::App& app, Options& o) {
+  Flags flags(app, "Chat");
+  flags.add("--system", o.system, "The system message");
+  flags.add("-m,--message", o.message, "One question; the answer is all that happens");
+  declare_sampling(app, o);
+}
+
+void declare_serve(CLI::App& app, Options& o) {
+  Flags flags(app, "Server");
+  flags.add_with_default("--host", o.server.host, "Address to listen on; 0.0.0.0 is all of them");
+  flags.add_with_default("--port", o.server.port, "0 is any free one");
+  flags
+      .add_with_default("--shutdown-timeout", o.server.shutdown_timeout_s,
+                        "Seconds that running requests may take to end after SIGTERM")
+      ->check(CLI::Range(0, 86400));
+  flags
+      .add_with_default("--max-queue", o.launch.max_queue,
+                        "Requests that wait before further ones are refused")
+      ->check(CLI::Range(1, 1 << 20));
+}
+
+void declare_run_batch(CLI::App& app, Options& o) {
+  Flags flags(app, "Batch");
+  flags.add("-i,--input-file", o.batch.input, "OpenAI batch lines (JSONL); - is standard input");
+  flags.add("-o,--output-file", o.batch.output, "Where the result lines go");
+  flags
+      .add_with_default("--max-in-flight", o.batch.max_in_flight, "Requests in the engine at once")
+      ->check(CLI::Range(1, 1 << 20));
+}
+
+void declare_bench(CLI::App& app, bool latency, Options& o) {
+  Flags flags(app, "Benchmark");
+  flags.add_with_default("--input-len", o.bench.input_len, "Tokens of a prompt (random ids)");
+  flags.add_with_default("--output-len", o.bench.output_len, "Tokens generated; EOS is ignored");
+  if (latency) {
+    flags.add_with_default("--batch-size", o.bench.batch_size, "Requests at once");
+    flags.add_with_default("--num-iters", o.bench.num_iters, "Runs that count: medians");
+    flags.add_with_default("--num-iters-warmup", o.bench.num_warmup, "Runs before them");
+  } else {
+    flags.add_with_default("--num-prompts", o.bench.num_prompts, "Requests, submitted together");
+  }
+  flags.add_with_default("--seed", o.bench.seed, "Of the prompts");
+  flags.add_switch("--json", o.json, "Write one JSON object to standard output");
+}
+
+std::vector<int32_t> parse_layers(const std::string& text) {
+  std::vector<int32_t> layers;
+  std::istringstream in(text);
+  for (std::string word; std::getline(in, word, ',');) {
+    int32_t value = 0;
+    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
+    if (error != std::errc() || end != word.data() + word.size() || value < 1) {
+      throw Error(ExitCode::kUsage,
+                  fmt::format("--pp-layers {}: write the layers of each stage as 9,9,8,6", text));
+    }
+    layers.push_back(value);
+  }
+  return layers;
+}
+
+}  // namespace
+
+const std::vector<CommandInfo>& command_table() {
+  static const std::vector<CommandInfo> table = {
+      {Command::kGenerate, "generate", "Continue a prompt; the text alone goes to standard output"},
+      {Command::kChat, "chat", "Talk with the model in the terminal"},
+      {Command::kServe, "serve", "Serve the OpenAI API over HTTP"},
+      {Command::kRunBatch, "run-batch", "Answer a file of OpenAI batch lines"},
+      {Command::kBenchLatency, "bench latency", "Time one batch of requests, alone"},
+      {Command::kBenchThroughput, "bench throughput", "Time many requests at once"},
+  };
+  return table;
+}
+
+void declare_flags(CLI::App& app, Command command, Options& options) {
+  switch (command) {
+    case Command::kGenerate:
+      declare_generate(app, options);
+      break;
+    case Command::kChat:
+      declare_chat(app, options);
+      break;
+    case Command::kServe:
+      declare_serve(app, options);
+      break;
+    case Command::kRunBatch:
+      declare_run_batch(app, options);
+      break;
+    case Command::kBenchLatency:
+    case Command::kBenchThroughput:
+      declare_bench(app, command == Command::kBenchLatency, options);
+      break;
+  }
+  declare_model(app, options);
+  declare_layout(app, options);
+  declare_limits(app, options);
+  declare_general(app, options);
+}
+
+void finish_options(Options& options) {
+  EngineConfig& engine = options.launch.engine;
+  if (engine.model_path.empty()) {
+    throw Error(ExitCode::kUsage,
+                "no model named: give a folder or a .gguf file after the command");
+  }
+  if (options.dtype != "auto" && options.dtype != "float32") {
+    throw Error(
+        ExitCode::kUsage,
+        fmt::format("--dtype {}: the CPU computes in float32; use auto or float32", options.dtype));
+  }
+  engine.pp_layers = parse_layers(options.pp_layers);
+  std::istringstream words(options.mpirun_args);
+  for (std::string word; words >> word;) options.launch.mpirun_args.push_back(word);
+}
+
+}  // namespace millrace

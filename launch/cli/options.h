@@ -1,0 +1,79 @@
+// What the command line, the environment and the config file say, as one value, and the flags of
+// every command. Main thread.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "launch/batch/run_batch.h"
+#include "launch/bench/bench.h"
+#include "launch/cluster/launcher.h"
+#include "launch/gateway/server.h"
+
+namespace CLI {
+class App;
+}
+
+namespace millrace {
+
+enum class Command { kGenerate, kChat, kServe, kRunBatch, kBenchLatency, kBenchThroughput };
+
+// How a command is called and what it does, for help.
+struct CommandInfo {
+  Command command;
+  std::string_view name;  // "bench latency"
+  std::string_view summary;
+};
+const std::vector<CommandInfo>& command_table();
+
+// As a client would send them; what is not set is left to the API's defaults.
+struct SamplingFlags {
+  std::optional<int64_t> max_tokens;
+  std::optional<int64_t> min_tokens;
+  std::optional<int64_t> seed;
+  std::optional<int64_t> top_k;
+  std::optional<double> temperature;
+  std::optional<double> top_p;
+  std::optional<double> min_p;
+  std::optional<double> repetition_penalty;
+  std::optional<double> presence_penalty;
+  std::optional<double> frequency_penalty;
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+};
+
+struct Options {
+  std::string config;  // the YAML file
+  LaunchConfig launch;
+  std::string dtype = "auto";
+  std::string pp_layers;    // "9,9,8,6"
+  std::string mpirun_args;  // separated by spaces
+  std::string served_model_name;
+  std::string chat_template;  // a file
+
+  SamplingFlags sampling;
+  std::optional<std::string> prompt;
+  std::string prompt_file;
+  bool chat = false;
+  std::optional<int64_t> logprobs;
+  std::string system;
+  std::optional<std::string> message;
+  bool json = false;
+
+  ServerConfig server;
+  BatchConfig batch;
+  BenchConfig bench;
+};
+
+// Declares the command's flags on `app`, bound to `options`, which must outlive it. Each has an
+// environment variable, MILLRACE_ and the long name.
+void declare_flags(CLI::App& app, Command command, Options& options);
+
+// What no single flag can check; fills launch from the flags that are written as text. Throws
+// Error(kUsage) naming the flag.
+void finish_options(Options& options);
+
+}  // namespace millrace

@@ -1,0 +1,78 @@
+// `millrace serve`: the HTTP server until a signal asks it to stop or the replica is lost.
+#include <fmt/format.h>
+#include <signal.h>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <optional>
+
+#include "engine/base/log.h"
+#include "launch/cli/commands.h"
+#include "launch/cli/session.h"
+
+namespace millrace {
+
+namespace {
+
+// What ends a server, awaited on the main thread.
+class End {
+ public:
+  // SIGTERM and Ctrl-C stop it; so does SIGUSR1, which mpirun hands on without ending the job.
+  void watch_signals() {
+    signals_.add(SIGTERM);
+    signals_.add(SIGINT);
+    signals_.add(SIGUSR1);
+    signals_.async_wait([this](const boost::system::error_code& error, int number) {
+      if (error) return;
+      log::info("{}: no new requests, running ones may end", number == SIGTERM  ? "SIGTERM"
+                                                             : number == SIGINT ? "SIGINT"
+                                                                                : "SIGUSR1");
+      io_.stop();
+    });
+  }
+  // Any thread.
+  void lost(const Finished& finished) {
+    boost::asio::post(io_, [this, finished] {
+      lost_ = finished;
+      io_.stop();
+    });
+  }
+  // The loss, or nothing after a signal.
+  std::optional<Finished> wait() {
+    const auto work = boost::asio::make_work_guard(io_);
+    io_.run();
+    // A second Ctrl-C does not wait for anybody.
+    signals_.remove(SIGINT);
+    return lost_;
+  }
+
+ private:
+  boost::asio::io_context io_{1};
+  boost::asio::signal_set signals_{io_};
+  std::optional<Finished> lost_;
+};
+
+}  // namespace
+
+ExitCode run_serve(const Options& options) {
+  End end;
+  std::optional<Session> session;  // ends after the server, which calls it
+  Server server(options.server);   // binds before the model is loaded: a taken port is told at once
+  server.start();
+  log::info("listening on http://{}:{}, /health says when the model is loaded", options.server.host,
+            server.port());
+  session.emplace(options, Session::Text::kNeeded,
+                  [&end](const Finished& finished) { end.lost(finished); });
+  server.set_engine(session->engine(), session->model());
+  end.watch_signals();
+  log::info("serving {} at http://{}:{}/v1", session->model().name, options.server.host,
+            server.port());
+  const auto lost = end.wait();
+  if (lost) server.fail({ErrorCode::kUnavailable, lost->message, ""});
+  server.drain_and_stop();
+  if (lost) throw Error(lost->exit_code, lost->message);
+  return ExitCode::kOk;
+}
+
+}  // namespace millrace

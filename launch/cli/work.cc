@@ -1,0 +1,54 @@
+// `millrace run-batch` and `millrace bench`: rooms of their own, given an engine.
+#include <fmt/format.h>
+
+#include "engine/base/log.h"
+#include "launch/cli/answer.h"
+#include "launch/cli/commands.h"
+#include "launch/cli/session.h"
+
+namespace millrace {
+
+namespace {
+
+// `work` on the session; the replica's own last words, which name the rank, win over its error.
+template <typename Work>
+auto run_guarded(const Session& session, Work work) {
+  try {
+    return work();
+  } catch (const Error& error) {
+    if (error.exit_code() == ExitCode::kWorkerLost) session.throw_if_lost();
+    throw;
+  }
+}
+
+}  // namespace
+
+ExitCode run_batch_command(const Options& options) {
+  if (options.batch.input.empty() || options.batch.output.empty()) {
+    throw Error(ExitCode::kUsage, "run-batch needs -i INPUT.jsonl and -o OUTPUT.jsonl");
+  }
+  Session session(options, Session::Text::kNeeded);
+  const BatchSummary summary = run_guarded(
+      session, [&] { return run_batch(options.batch, session.engine(), session.model()); });
+  log::info(
+      "{} answered, {} failed in {:.1f} s: {} prompt and {} completion tokens, {:.1f} "
+      "completion tokens/s; results in {}",
+      summary.completed, summary.failed, summary.seconds, summary.prompt_tokens,
+      summary.completion_tokens,
+      static_cast<double>(summary.completion_tokens) / std::max(summary.seconds, 1e-9),
+      options.batch.output);
+  return summary.failed > 0 ? ExitCode::kRowsFailed : ExitCode::kOk;
+}
+
+ExitCode run_bench(const Options& options, bool latency) {
+  Session session(options, Session::Text::kNotNeeded);
+  const BenchReport report = run_guarded(session, [&] {
+    return (latency ? bench_latency : bench_throughput)(options.bench, session.engine(),
+                                                        session.engine().model(),
+                                                        session.engine().max_model_len());
+  });
+  write_stdout(options.json ? report.json + "\n" : report.table);
+  return ExitCode::kOk;
+}
+
+}  // namespace millrace

@@ -1,0 +1,150 @@
+#include "launch/cluster/launcher.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <climits>
+#include <thread>
+
+#include "comm/mpi_world.h"
+#include "engine/base/check.h"
+#include "engine/base/file.h"
+#include "engine/base/log.h"
+#include "engine/base/status.h"
+#include "engine/worker/worker.h"
+#include "launch/cluster/mpirun.h"
+#include "launch/cluster/process.h"
+#include "launch/cluster/ticket.h"
+
+namespace millrace {
+
+namespace {
+
+constexpr int kInProcessRank = 0;
+// Of the workers to leave by themselves once their links have ended, then of mpirun to end them:
+// it gives ranks a second between its signals.
+constexpr auto kLeaveTime = std::chrono::seconds(5);
+constexpr auto kTermTime = std::chrono::seconds(3);
+
+std::string own_path() {
+  char path[PATH_MAX];
+  const ssize_t size = readlink("/proc/self/exe", path, sizeof(path));
+  if (size <= 0) throw Error(ExitCode::kFailure, "cannot read /proc/self/exe: is /proc mounted?");
+  return std::string(path, static_cast<size_t>(size));
+}
+
+bool all_ranks_here(const LaunchConfig& config, LaunchMode mode) {
+  if (mode == LaunchMode::kMpirun) return config.hostfile.empty();
+  const char* local_size = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
+  return local_size != nullptr && std::to_string(launcher_size()) == local_size;
+}
+
+}  // namespace
+
+LaunchMode choose_mode(const EngineConfig& engine, int world_size) {
+  const int num_ranks = engine.tp * engine.pp;
+  if (world_size < 0) return num_ranks == 1 ? LaunchMode::kInProcess : LaunchMode::kMpirun;
+  if (world_size == num_ranks) return LaunchMode::kUnderMpi;
+  throw Error(ExitCode::kLayout,
+              fmt::format("mpirun started {} rank{}, but -tp {} times -pp {} needs {}: choose -tp "
+                          "and -pp whose product is {} (for example -tp {}), or run mpirun -np {}",
+                          world_size, world_size == 1 ? "" : "s", engine.tp, engine.pp, num_ranks,
+                          world_size, world_size, num_ranks));
+}
+
+struct Launcher::Impl {
+  std::string name;                        // of the process, for sentences
+  bool own_child = false;                  // mode 3: the process is the worker itself
+  std::unique_ptr<LinkListener> listener;  // modes 2 and 3
+  std::unique_ptr<Process> process;        // modes 2 and 3
+  std::unique_ptr<CoordinatorLink> link;   // mode 1
+  std::thread worker;                      // mode 1
+
+  void start_thread(boost::asio::io_context& io, LinkEvents events,
+                    const LinkListener::OnLink& on_link) {
+    InProcessLink ends = make_in_process_link(io, kInProcessRank, std::move(events));
+    link = std::move(ends.coordinator_link);
+    on_link(kInProcessRank, std::move(ends.worker_link));
+    worker = std::thread(
+        [this] { run_worker({.rank = kInProcessRank, .local_size = 1, .link = link.get()}); });
+  }
+
+  void start_job(const LaunchConfig& config, LaunchMode mode, boost::asio::io_context& io,
+                 LinkEvents events, LinkListener::OnLink on_link) {
+    LaunchTicket ticket;
+    ticket.key = make_session_key();
+    ticket.addresses = {config.control_address};
+    if (config.control_address.empty()) {
+      ticket.addresses = {local_addresses(all_ranks_here(config, mode)).front()};
+    }
+    ticket.tp = config.engine.tp;
+    ticket.pp = config.engine.pp;
+    ticket.timeout_s = config.engine.timeout_s;
+    ticket.log_level = config.log_level;
+    const int num_ranks = ticket.tp * ticket.pp;
+    listener = std::make_unique<LinkListener>(io, ticket.addresses.front(), ticket.key, num_ranks,
+                                              std::move(events), std::move(on_link));
+    ticket.port = listener->port();
+    log::debug("waiting for {} ranks at {} port {}", num_ranks, ticket.addresses.front(),
+               ticket.port);
+    process = std::make_unique<Process>(process_config(config, mode, encode(ticket)));
+  }
+
+  ProcessConfig process_config(const LaunchConfig& config, LaunchMode mode, Bytes input) {
+    ProcessConfig result;
+    result.input = std::move(input);
+    if (mode == LaunchMode::kUnderMpi) {
+      name = "the worker of rank 0";
+      own_child = true;
+      result.argv = {own_path(), "worker"};
+      return result;
+    }
+    name = "mpirun";
+    const int num_ranks = config.engine.tp * config.engine.pp;
+    const bool debug = log::enabled(log::Level::kDebug);
+    result.argv = mpirun_arguments(
+        {num_ranks, own_path(), config.hostfile, config.mpirun_args, /*quiet=*/!debug});
+    result.environment = mpirun_environment(/*root=*/geteuid() == 0);
+    result.own_group = true;
+    result.death_signal = SIGTERM;  // mpirun then ends its ranks and tidies up
+    return result;
+  }
+};
+
+Launcher::Launcher(const LaunchConfig& config, LaunchMode mode, boost::asio::io_context& io,
+                   LinkEvents events, LinkListener::OnLink on_link)
+    : impl_(std::make_unique<Impl>()) {
+  if (!config.hostfile.empty()) File(config.hostfile, ExitCode::kInput);
+  if (mode == LaunchMode::kInProcess) {
+    impl_->start_thread(io, std::move(events), on_link);
+  } else {
+    impl_->start_job(config, mode, io, std::move(events), std::move(on_link));
+  }
+}
+
+Launcher::~Launcher() = default;
+
+void Launcher::stop() {
+  if (impl_->link != nullptr) impl_->link->shutdown();
+  if (impl_->worker.joinable()) impl_->worker.join();
+  if (impl_->process == nullptr || impl_->process->wait_for(kLeaveTime)) return;
+  log::warning("{} has not ended; ending it", impl_->name);
+  impl_->process->send_signal(SIGTERM);
+  impl_->process->wait_for(kTermTime);
+}
+
+void Launcher::abandon() {
+  // mpirun ends the ranks of a job that lost one; a child of ours has nobody else, and mpirun gives
+  // this process two seconds to end with its own exit code.
+  if (impl_->process != nullptr && impl_->own_child) impl_->process->send_signal(SIGKILL);
+}
+
+std::optional<std::string> Launcher::ended() {
+  if (impl_->process == nullptr) return std::nullopt;
+  const auto status = impl_->process->poll();
+  if (!status) return std::nullopt;
+  return fmt::format("{} {}", impl_->name, describe_exit(*status));
+}
+
+}  // namespace millrace

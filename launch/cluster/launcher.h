@@ -1,0 +1,53 @@
+// The workers of a replica in the three modes of docs/architecture.md: a thread here, a job that
+// mpirun runs for us, or the ranks of the job that this process is rank 0 of. Owned by Engine;
+// made, asked and stopped from the main thread.
+#pragma once
+
+#include <boost/asio/io_context.hpp>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "comm/link.h"
+#include "engine/protocol/engine_config.h"
+
+namespace millrace {
+
+enum class LaunchMode { kInProcess, kMpirun, kUnderMpi };
+
+struct LaunchConfig {
+  EngineConfig engine;
+  std::string hostfile;                  // mode 2 over several hosts; empty: this host
+  std::string control_address;           // to listen on for workers; empty: chosen
+  std::vector<std::string> mpirun_args;  // further arguments of mpirun
+  std::string log_level = "info";
+  int32_t max_queue = 1024;
+};
+
+// `world_size`: as the MPI launcher's environment tells, -1 without one. Throws Error(kLayout) when
+// it disagrees with the degrees, naming the flags to change.
+LaunchMode choose_mode(const EngineConfig& engine, int world_size);
+
+class Launcher {
+ public:
+  // Starts the workers; each link is handed over on the io_context's thread. Throws Error.
+  Launcher(const LaunchConfig& config, LaunchMode mode, boost::asio::io_context& io,
+           LinkEvents events, LinkListener::OnLink on_link);
+  // After stop(), and after the io_context has run for the last time.
+  ~Launcher();
+  Launcher(const Launcher&) = delete;
+
+  // Waits for the workers, whose links have ended, then ends what is left of them.
+  void stop();
+  // The replica is lost: its workers get no time to leave by themselves.
+  void abandon();
+  // How the started process ended, once it has: "mpirun exited with code 1".
+  std::optional<std::string> ended();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace millrace
