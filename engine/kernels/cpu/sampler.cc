@@ -1,0 +1,208 @@
+#include "engine/kernels/cpu/sampler.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "engine/kernels/cpu/philox.h"
+
+namespace millrace {
+
+namespace {
+
+// Vectors the size of a vocabulary, kept by each thread from row to row.
+struct SamplerScratch {
+  std::vector<float> penalized;
+  std::vector<float> scaled;    // (logit - max) / temperature
+  std::vector<float> weights;   // exp(scaled)
+  std::vector<int32_t> counts;  // of each id; all zero between rows
+  std::vector<float> in_bin;    // values of one bin
+};
+
+SamplerScratch& scratch() {
+  static thread_local SamplerScratch s;
+  return s;
+}
+
+// A histogram of values at most 0, `max` having been taken off: bin b holds (-(b+1)/32, -b/32],
+// the last bin the rest. The k-th value, or the one where a given mass is reached, lies in one
+// bin, and only that bin's values are ever sorted.
+constexpr int kBins = 1024;
+int bin_of(float below_max) {
+  const float b = below_max * -32.0f;
+  return b < static_cast<float>(kBins - 1) ? static_cast<int>(b) : kBins - 1;
+}
+
+// The k-th largest of x, less max; k in [1, size].
+float kth_largest(std::span<const float> x, float max, int64_t k) {
+  std::array<int64_t, kBins> counts{};
+  for (const float v : x) ++counts[static_cast<size_t>(bin_of(v - max))];
+  int bin = 0;
+  for (; k > counts[static_cast<size_t>(bin)]; ++bin) k -= counts[static_cast<size_t>(bin)];
+  std::vector<float>& found = scratch().in_bin;
+  found.clear();
+  for (const float v : x) {
+    if (bin_of(v - max) == bin) found.push_back(v - max);
+  }
+  std::nth_element(found.begin(), found.begin() + (k - 1), found.end(), std::greater<>());
+  return found[static_cast<size_t>(k - 1)];
+}
+
+// The largest c so that tokens of x >= c hold at least `share` of the mass of those of x >= cut.
+float nucleus_cut(std::span<const float> x, std::span<const float> weights, float cut,
+                  double share) {
+  std::array<double, kBins> mass{};
+  for (size_t i = 0; i < x.size(); ++i) {
+    if (x[i] >= cut) mass[static_cast<size_t>(bin_of(x[i]))] += double{weights[i]};
+  }
+  double wanted = share * std::accumulate(mass.begin(), mass.end(), 0.0);
+  int bin = 0;
+  for (; bin < kBins - 1 && mass[static_cast<size_t>(bin)] < wanted; ++bin) {
+    wanted -= mass[static_cast<size_t>(bin)];
+  }
+  std::vector<float>& found = scratch().in_bin;
+  found.clear();
+  for (const float v : x) {
+    if (v >= cut && bin_of(v) == bin) found.push_back(v);
+  }
+  std::sort(found.begin(), found.end(), std::greater<>());
+  for (const float v : found) {
+    wanted -= std::exp(double{v});
+    if (wanted <= 0) return v;
+  }
+  return found.empty() ? cut : found.back();  // rounding alone kept it from being reached
+}
+
+// The logits after penalties: those given when there are none.
+std::span<const float> penalize(std::span<const float> logits, const SampleRow& row) {
+  const SamplingParams& p = *row.params;
+  if (!p.has_penalties()) return logits;
+  SamplerScratch& s = scratch();
+  s.penalized.assign(logits.begin(), logits.end());
+  s.counts.resize(std::max(s.counts.size(), logits.size()), 0);
+  const auto valid = [&](int32_t id) {
+    CHECK(id >= 0 && static_cast<size_t>(id) < logits.size(), "id {} of {}", id, logits.size());
+    return static_cast<size_t>(id);
+  };
+  for (const int32_t id : row.output_ids) ++s.counts[valid(id)];
+  // Each id once: a count below zero says that it has had its turn.
+  const auto once = [&](int32_t id) {
+    const size_t i = valid(id);
+    const int32_t count = s.counts[i];
+    if (count < 0) return;
+    s.counts[i] = -1;
+    float& logit = s.penalized[i];
+    logit = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
+    if (count > 0) {
+      logit -= p.presence_penalty + p.frequency_penalty * static_cast<float>(count);
+    }
+    logit = std::clamp(logit, -1e30f, 1e30f);
+  };
+  for (const int32_t id : row.output_ids) once(id);
+  for (const int32_t id : row.prompt_ids) once(id);
+  for (const int32_t id : row.output_ids) s.counts[valid(id)] = 0;
+  for (const int32_t id : row.prompt_ids) s.counts[valid(id)] = 0;
+  return s.penalized;
+}
+
+// The n most likely tokens, best first, ties by lower id.
+std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, float max, double log_total,
+                                       int64_t n) {
+  n = std::min(n, static_cast<int64_t>(logits.size()));
+  if (n <= 0) return {};
+  const float cut = kth_largest(logits, max, n);
+  std::vector<TokenLogprob> top;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (logits[i] - max >= cut) top.push_back({static_cast<int32_t>(i), logits[i]});
+  }
+  std::stable_sort(top.begin(), top.end(), [](const TokenLogprob& a, const TokenLogprob& b) {
+    return a.logprob > b.logprob;
+  });
+  top.resize(static_cast<size_t>(n));
+  for (TokenLogprob& t : top) t.logprob = static_cast<float>(double{t.logprob} - max - log_total);
+  return top;
+}
+
+// argmax of x + Gumbel noise over tokens of x >= cut. x is at most 0 and reaches it; weights are
+// exp(x). With u uniform in (0, 1) the noise -log(-log u) is at most -log(1 - u), so a token can
+// only beat `best` where (1 - u) * exp(best) < exp(x): one product for most, logarithms for few.
+int32_t draw(std::span<const float> x, std::span<const float> weights, float cut, uint64_t seed,
+             uint64_t position) {
+  constexpr double kUnit = 0x1p-32;
+  double best = -std::numeric_limits<double>::infinity();
+  double exp_best = 0;
+  int32_t token = 0;
+  for (size_t i = 0; i < x.size(); i += 4) {
+    const size_t end = std::min(i + 4, x.size());
+    if (std::all_of(x.begin() + static_cast<ptrdiff_t>(i), x.begin() + static_cast<ptrdiff_t>(end),
+                    [cut](float v) { return v < cut; })) {
+      continue;
+    }
+    const PhiloxBlock words = sampling_noise(seed, position, static_cast<uint32_t>(i / 4));
+    for (size_t j = i; j < end; ++j) {
+      const double u = (static_cast<double>(words[j - i]) + 0.5) * kUnit;
+      // The margin covers the rounding of an fp32 weight.
+      if (x[j] < cut || (1 - u) * exp_best > double{weights[j]} * 1.00001) continue;
+      const double score = double{x[j]} - std::log(-std::log(u));
+      if (score > best) {
+        best = score;
+        exp_best = std::exp(best);
+        token = static_cast<int32_t>(j);
+      }
+    }
+  }
+  return token;
+}
+
+int32_t draw_filtered(const CpuKernels& kernels, std::span<const float> logits, float max,
+                      const SampleRow& row) {
+  const SamplingParams& p = *row.params;
+  SamplerScratch& s = scratch();
+  s.scaled.resize(logits.size());
+  s.weights.resize(logits.size());
+  const auto size = static_cast<int64_t>(logits.size());
+  const float factor = std::min(1.0f / p.temperature, std::numeric_limits<float>::max());
+  kernels.scaled_exp(logits.data(), size, max, factor, s.scaled.data(), s.weights.data());
+  float cut = -std::numeric_limits<float>::infinity();
+  if (p.top_k > 0 && p.top_k < size) cut = kth_largest(s.scaled, 0, p.top_k);
+  if (p.top_p < 1) cut = std::max(cut, nucleus_cut(s.scaled, s.weights, cut, double{p.top_p}));
+  if (p.min_p > 0) cut = std::max(cut, std::log(p.min_p));
+  return draw(s.scaled, s.weights, cut, p.seed, row.position);
+}
+
+}  // namespace
+
+SampleResult sample_row(const CpuKernels& kernels, std::span<const float> logits,
+                        const SampleRow& row) {
+  const SamplingParams& params = *row.params;
+  const auto size = static_cast<int64_t>(logits.size());
+  SampleResult result;
+  float max = 0;
+  result.finite = kernels.finite_max(logits.data(), size, &max);
+  if (!result.finite) return result;
+  double log_total = 0;
+  if (params.num_logprobs >= 0) {
+    log_total = std::log(kernels.scaled_exp(logits.data(), size, max, 1.0f, nullptr, nullptr));
+    result.token.top = top_logprobs(logits, max, log_total, params.num_logprobs);
+  }
+  const std::span<const float> penalized = penalize(logits, row);
+  float best = max;
+  if (params.has_penalties()) kernels.finite_max(penalized.data(), size, &best);
+  if (params.temperature == 0) {
+    const auto first = std::find(penalized.begin(), penalized.end(), best);
+    result.token.token = static_cast<int32_t>(first - penalized.begin());
+  } else {
+    result.token.token = draw_filtered(kernels, penalized, best, row);
+  }
+  if (params.num_logprobs >= 0) {
+    const float logit = logits[static_cast<size_t>(result.token.token)];
+    result.token.logprob = static_cast<float>(double{logit} - max - log_total);
+  }
+  return result;
+}
+
+}  // namespace millrace

@@ -1,0 +1,124 @@
+// Eight floats in an AVX2 register (with FMA and F16C). Included only by kernels_avx2.cc, which is
+// compiled with those instructions: everything here is unnamed, so that no other file can link a
+// function of this one. The verbs are documented in vec_avx512.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace millrace {
+namespace {
+
+constexpr const char* kLevelName = "avx2";
+constexpr int kWidth = 8;
+constexpr int kTileRows = 3;   // x 4 outputs = 12 accumulators of 16 registers
+constexpr int kValueRows = 2;  // heads that share a load of V: 2 x 4 accumulators
+
+struct Vec {
+  __m256 v;
+};
+
+inline __m256i first_n(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Vec vec_set(float x) {
+  return {_mm256_set1_ps(x)};
+}
+inline Vec vec_load(const float* p) {
+  return {_mm256_loadu_ps(p)};
+}
+inline Vec vec_load_n(const float* p, int n) {
+  return {_mm256_maskload_ps(p, first_n(n))};
+}
+inline void vec_store(float* p, Vec a) {
+  _mm256_storeu_ps(p, a.v);
+}
+inline void vec_store_n(float* p, Vec a, int n) {
+  _mm256_maskstore_ps(p, first_n(n), a.v);
+}
+inline Vec operator+(Vec a, Vec b) {
+  return {_mm256_add_ps(a.v, b.v)};
+}
+inline Vec operator-(Vec a, Vec b) {
+  return {_mm256_sub_ps(a.v, b.v)};
+}
+inline Vec operator*(Vec a, Vec b) {
+  return {_mm256_mul_ps(a.v, b.v)};
+}
+inline Vec operator/(Vec a, Vec b) {
+  return {_mm256_div_ps(a.v, b.v)};
+}
+inline Vec vec_fma(Vec a, Vec b, Vec c) {
+  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+inline Vec vec_min(Vec a, Vec b) {
+  return {_mm256_min_ps(a.v, b.v)};
+}
+inline Vec vec_max(Vec a, Vec b) {
+  return {_mm256_max_ps(a.v, b.v)};
+}
+inline Vec vec_round(Vec a) {
+  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Vec vec_exp2_whole(Vec n) {
+  const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))};
+}
+inline Vec vec_zero_below(Vec x, float bound, Vec a) {
+  return {_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_set1_ps(bound), _CMP_NLT_UQ), a.v)};
+}
+inline float vec_max_of(Vec a) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+// Per 128-bit lane the sums of a, b, c and d.
+inline __m256 lane_sums(Vec a, Vec b, Vec c, Vec d) {
+  return _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
+}
+inline void vec_sums4(const Vec* v, float* out) {
+  const __m256 s = lane_sums(v[0], v[1], v[2], v[3]);
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+}
+inline Vec vec_sums(const Vec* v) {
+  const __m256 a = lane_sums(v[0], v[1], v[2], v[3]);
+  const __m256 b = lane_sums(v[4], v[5], v[6], v[7]);
+  return {_mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))};
+}
+
+inline float half_to_float(const uint8_t* p) {
+  uint16_t bits;
+  std::memcpy(&bits, p, 2);
+  return _cvtsh_ss(bits);
+}
+inline Vec vec_load_f16(const uint8_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+inline Vec vec_load_bf16(const uint8_t* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+inline Vec vec_load_i8(const uint8_t* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
+}
+inline void unpack_nibbles(const uint8_t* p, float scale, float offset, Vec* out) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m128i mask = _mm_set1_epi8(15);
+  const __m128i low = _mm_and_si128(bytes, mask);
+  const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
+  const __m128i parts[4] = {low, _mm_unpackhi_epi64(low, low), high,
+                            _mm_unpackhi_epi64(high, high)};
+  const __m256 s = _mm256_set1_ps(scale);
+  const __m256 o = _mm256_set1_ps(offset);
+  for (int i = 0; i < 4; ++i) {
+    const __m256 q = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(parts[i]));
+    out[i] = {_mm256_fmadd_ps(q, s, o)};
+  }
+}
+
+}  // namespace
+}  // namespace millrace
