@@ -51,7 +51,7 @@ class LocalReplica {
       links_.push_back(std::move(link.worker_link));
       worker_ends_.push_back(std::move(link.coordinator_link));
     }
-    welcome();
+    handle(TickEvent{});  // the first event greets the workers
     for (int rank = 0; rank < num_ranks; ++rank) {
       threads_.emplace_back([this, rank] { run_rank(rank); });
     }
@@ -85,12 +85,6 @@ class LocalReplica {
   CoordinatorStats stats() const { return coordinator_->stats(0); }
 
  private:
-  void welcome() {
-    const auto frame =
-        std::make_shared<const Bytes>(make_frame(FrameType::kWelcome, 1, encode(config_)));
-    for (auto& link : links_) link->send(frame);
-  }
-
   void run_rank(int rank) {
     const Topology topology(config_.tp, config_.pp, rank);
     const auto tp = stages_[static_cast<size_t>(topology.pp_rank())]->comm(topology.tp_rank());
@@ -128,12 +122,14 @@ class LocalReplica {
 
   template <typename Done>
   void run_until(Done done) {
-    const auto guard = boost::asio::make_work_guard(io_);
     while (!done()) io_.run_one();
   }
 
   EngineConfig config_;
   boost::asio::io_context io_;
+  // Without it the io_context would stop for good whenever it has nothing to do.
+  boost::asio::executor_work_guard<boost::asio::io_context::executor_type> guard_{
+      io_.get_executor()};
   ThreadGroup world_;
   std::vector<std::unique_ptr<ThreadGroup>> stages_;
   std::unique_ptr<Coordinator> coordinator_;
