@@ -1,0 +1,169 @@
+// Logits of whole models against what transformers computed (tests/data/goldens, made by
+// scripts/make_goldens.py): alone, tensor-parallel and cut into stages.
+#include <gtest/gtest.h>
+
+#include <boost/json/object.hpp>
+#include <boost/json/parse.hpp>
+#include <cstring>
+#include <numeric>
+#include <thread>
+
+#include "engine/base/file.h"
+#include "engine/base/thread_pool.h"
+#include "engine/model/cost.h"
+#include "engine/model/decoder.h"
+#include "engine/worker/kv_cache.h"
+#include "tests/comm/thread_comm.h"
+
+namespace millrace {
+namespace {
+
+namespace json = boost::json;
+
+struct Golden {
+  std::vector<int32_t> ids;
+  std::vector<int32_t> greedy;
+  std::vector<float> logits;  // [ids.size(), V]
+};
+
+std::vector<Golden> read_goldens(const std::string& name) {
+  const std::string base = "tests/data/goldens/" + name;
+  const json::value doc = json::parse(read_file(base + ".json", 1 << 20, ExitCode::kInput));
+  const std::string tensors = read_file(base + ".safetensors", 64 << 20, ExitCode::kInput);
+  uint64_t header_size = 0;
+  std::memcpy(&header_size, tensors.data(), 8);
+  const json::value header = json::parse(json::string_view(tensors).substr(8, header_size));
+  std::vector<Golden> goldens;
+  for (const json::value& prompt : doc.at("prompts").as_array()) {
+    Golden golden;
+    for (const auto& id : prompt.at("ids").as_array())
+      golden.ids.push_back(id.to_number<int32_t>());
+    for (const auto& id : prompt.at("greedy").as_array()) {
+      golden.greedy.push_back(id.to_number<int32_t>());
+    }
+    const auto& offsets =
+        header.at("logits." + std::to_string(goldens.size())).at("data_offsets").as_array();
+    const auto begin = offsets[0].to_number<size_t>(), end = offsets[1].to_number<size_t>();
+    golden.logits.resize((end - begin) / sizeof(float));
+    std::memcpy(golden.logits.data(), tensors.data() + 8 + header_size + begin, end - begin);
+    goldens.push_back(std::move(golden));
+  }
+  return goldens;
+}
+
+// One rank of one stage, on a thread of its own.
+class StageRank {
+ public:
+  StageRank(const Checkpoint& model, const Stage& stage, std::unique_ptr<DeviceComm> comm)
+      : device_(make_cpu_device()),
+        pool_(1),
+        ops_(make_cpu_ops(pool_)),
+        comm_(std::move(comm)),
+        tp_(*comm_),
+        decoder_(model, stage, {128, 128, 256}, *ops_, tp_, *device_, [] {}),
+        cache_(*device_, decoder_.num_layers(), decoder_.attention_shape(), 16, 16),
+        stage_(stage) {
+    std::iota(table_.begin(), table_.end(), 0u);
+  }
+
+  // Runs all positions of `ids` in one step; logits of each where the stage has the head.
+  std::vector<float> run(const std::vector<int32_t>& ids, const TensorView& hidden) {
+    const auto count = static_cast<int32_t>(ids.size());
+    const std::vector<int32_t> cu_tokens = {0, count};
+    std::vector<int32_t> positions(ids.size());
+    std::iota(positions.begin(), positions.end(), 0);
+    const uint32_t* tables[] = {table_.data()};
+    const BatchView batch{count, 16, cu_tokens, positions, tables};
+    if (stage_.has_embedding) decoder_.embed(ids, hidden);
+    std::atomic<uint64_t> progress{0};
+    decoder_.forward(hidden, batch, cache_.views(), progress);
+    EXPECT_EQ(progress.load(), static_cast<uint64_t>(stage_.num_layers));
+    if (!stage_.has_head) return {};
+    const TensorView logits = decoder_.logits(hidden, positions);
+    return {logits.as<float>(), logits.as<float>() + logits.count()};
+  }
+
+ private:
+  std::unique_ptr<Device> device_;
+  ThreadPool pool_;
+  std::unique_ptr<Ops> ops_;
+  std::unique_ptr<DeviceComm> comm_;
+  TpOps tp_;
+  Decoder decoder_;
+  KvCache cache_;
+  Stage stage_;
+  std::array<uint32_t, 16> table_;
+};
+
+// What every tensor-parallel rank of the last stage says.
+std::vector<std::vector<float>> logits_of(const Checkpoint& model, int tp, int pp,
+                                          const std::vector<int32_t>& ids) {
+  EngineConfig config;
+  config.pp = pp;
+  const std::vector<Stage> stages = cut_stages(model.config(), config);
+  ThreadGroup group(tp);
+  std::vector<std::vector<float>> logits(static_cast<size_t>(tp));
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < tp; ++rank) {
+    ranks.emplace_back([&, rank] {
+      const auto device = make_cpu_device();
+      const Tensor hidden = device->tensor(
+          DType::kF32, {static_cast<int64_t>(ids.size()), model.config().hidden_size}, "hidden");
+      for (const Stage& stage : stages) {
+        StageRank part(model, stage, tp == 1 ? make_single_comm() : group.comm(rank));
+        logits[static_cast<size_t>(rank)] = part.run(ids, hidden.view);
+      }
+    });
+  }
+  for (auto& rank : ranks) rank.join();
+  return logits;
+}
+
+struct Case {
+  const char* checkpoint;
+  const char* golden;
+  int tp, pp;
+};
+
+class Golden1e4 : public ::testing::TestWithParam<Case> {};
+
+TEST_P(Golden1e4, LogitsAreThoseOfTransformers) {
+  const Case& c = GetParam();
+  const auto model = open_checkpoint(std::string("tests/data/") + c.checkpoint);
+  for (const Golden& golden : read_goldens(c.golden)) {
+    const auto all = logits_of(*model, c.tp, c.pp, golden.ids);
+    for (const auto& logits : all) {
+      ASSERT_EQ(logits.size(), golden.logits.size());
+      float worst = 0;
+      for (size_t i = 0; i < logits.size(); ++i) {
+        worst = std::max(worst, std::abs(logits[i] - golden.logits[i]));
+      }
+      EXPECT_LE(worst, 1e-4f);
+      EXPECT_EQ(logits, all[0]) << "ranks of one stage must agree to the bit";
+    }
+    const auto vocab = static_cast<ptrdiff_t>(model->config().vocab_size);
+    const auto last = all[0].end() - vocab;
+    EXPECT_EQ(std::max_element(last, all[0].end()) - last, golden.greedy[0]);
+  }
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> made;
+  for (const auto& [checkpoint, golden] :
+       {std::pair{"tiny-llama", "tiny-llama"}, std::pair{"tiny-llama-tied", "tiny-llama-tied"},
+        std::pair{"tiny-llama.gguf", "tiny-llama-gguf"}}) {
+    for (const auto& [tp, pp] : {std::pair{1, 1}, {2, 1}, {3, 1}, {1, 2}, {2, 2}}) {
+      made.push_back({checkpoint, golden, tp, pp});
+    }
+  }
+  return made;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Golden1e4, ::testing::ValuesIn(cases()), [](const auto& info) {
+  std::string name = info.param.golden;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name + "_tp" + std::to_string(info.param.tp) + "_pp" + std::to_string(info.param.pp);
+});
+
+}  // namespace
+}  // namespace millrace
