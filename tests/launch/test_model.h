@@ -29,6 +29,7 @@ inline std::string byte_symbol(unsigned char byte) {
 inline std::string test_tokenizer_json(const std::vector<std::string>& extra_tokens) {
   boost::json::object vocab;
   for (int b = 0; b < 256; ++b) vocab[byte_symbol(static_cast<unsigned char>(b))] = b;
+  vocab["<eos>"] = kEos;
   int32_t id = kFirstExtraToken;
   for (const std::string& token : extra_tokens) {
     std::string symbols;

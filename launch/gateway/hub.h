@@ -1,0 +1,89 @@
+// What the connections of one server share: the served model, whether calls are taken, how many
+// are open, and the gate between the engine's thread and ours. Thread-safe.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+
+#include "engine/base/status.h"
+#include "launch/api/model_context.h"
+#include "launch/cluster/engine_api.h"
+#include "launch/gateway/server.h"
+
+namespace millrace {
+
+class Connection;
+
+struct Serving {
+  EngineApi* engine;
+  ModelContext model;
+};
+
+// The engine's thread passes emissions on only while this is open: closed before the I/O ends, it
+// makes sure that none comes after.
+struct EmissionGate {
+  std::mutex mutex;
+  bool open = true;
+};
+
+class Hub {
+ public:
+  explicit Hub(const ServerConfig& server_config) : config(server_config) {}
+
+  // Why nothing but /live is answered now, as the body of a 503; nothing when all is well.
+  struct Unavailable {
+    std::string message;
+    std::string code;
+  };
+  std::optional<Unavailable> unavailable() const;
+  std::shared_ptr<const Serving> serving() const;
+
+  void set_serving(EngineApi& engine, ModelContext model);
+  void set_failed(const Status& status);
+  void set_draining();
+  bool draining() const;
+
+  // One open call; counted until it is destroyed, which must be before the hub.
+  class Ticket {
+   public:
+    explicit Ticket(Hub& hub) : hub_(hub) {}
+    ~Ticket() { hub_.end_call(); }
+    Ticket(const Ticket&) = delete;
+
+   private:
+    Hub& hub_;
+  };
+  // Null when too many are open.
+  std::unique_ptr<Ticket> begin_call();
+  // False when calls are still open after `timeout`.
+  bool wait_until_idle(std::chrono::milliseconds timeout);
+
+  // False when there are too many connections, or after refuse_connections().
+  bool add(const std::shared_ptr<Connection>& connection);
+  void remove(const Connection* connection);
+  void refuse_connections();
+  void for_each_connection(const std::function<void(const std::shared_ptr<Connection>&)>& f);
+
+  const ServerConfig config;
+  const std::shared_ptr<EmissionGate> gate = std::make_shared<EmissionGate>();
+
+ private:
+  void end_call();
+
+  mutable std::mutex mutex_;
+  std::condition_variable idle_;
+  std::shared_ptr<const Serving> serving_;
+  std::optional<Status> failed_;
+  bool draining_ = false;
+  bool refusing_ = false;
+  size_t open_calls_ = 0;
+  std::unordered_map<const Connection*, std::weak_ptr<Connection>> connections_;
+};
+
+}  // namespace millrace
