@@ -2,7 +2,7 @@
 """Makes tests/data: tiny random models and what `transformers` computes from them.
 
     pip install torch transformers gguf safetensors
-    scripts/make_goldens.py            # rewrites tests/data; the same versions give the same bytes
+    scripts/make_goldens.py      # rewrites tests/data; the same versions give the same bytes
 
 Written:
     tiny-llama/          a folder with one safetensors file: 4 layers, 6 heads in 3 KV groups (so
@@ -14,6 +14,7 @@ Written:
     goldens/<model>.safetensors    "logits.N": F32 [T, V] of prompt N, every position
     goldens/rope.json              cos and sin rows for every kind of rope scaling
     goldens/spm.json               text lines and their ids for spm-vocab.gguf
+    goldens/smollm2-text.json      the same for the real model (kept as it is when that is absent)
 All arithmetic is fp32; a file's types only say how its weights were rounded.
 """
 
@@ -31,7 +32,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-DATA = pathlib.Path(__file__).resolve().parent.parent / "tests" / "data"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
 GOLDENS = DATA / "goldens"
 VOCAB = 512
 GREEDY_TOKENS = 32
@@ -362,10 +364,28 @@ def make_rope_goldens():
     (GOLDENS / "rope.json").write_text(json.dumps({"cases": cases}) + "\n")
 
 
+# No run of spaces before a digit: there transformers' import of GGUF (5.23) cuts the text without
+# regard to digits, unlike the model's own tokenizer.json.
+SMOLLM2_LINES = [
+    "Hello, world!", "In 2024 there were 1,234 cats.", "  two spaces\n\n\ttab",
+    "naïve café 東京 🙂 don't", "<|im_start|>user\nWhat is 3.14?<|im_end|>\n", "x=1;y = x**2\r\n",
+    "I'LL be back, they've said; we'd see", "", " ", "a" * 200, "e\u0301 \u200b\ufeff end"]
+
+
+def smollm2_text(path):
+    oracle = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    lines = [{"text": s, "ids": oracle(s)["input_ids"]} for s in SMOLLM2_LINES]
+    return json.dumps({"lines": lines}, indent=1) + "\n"
+
+
 def main():
+    smollm2 = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    kept = GOLDENS / "smollm2-text.json"
+    real = smollm2_text(smollm2) if smollm2.exists() else kept.read_text()
     if DATA.exists():
         shutil.rmtree(DATA)
     GOLDENS.mkdir(parents=True)
+    kept.write_text(real)
     tokenizer = byte_level_tokenizer()
     make_untied(tokenizer)
     make_gguf(make_tied(tokenizer), tokenizer)
