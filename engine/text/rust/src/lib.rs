@@ -1,0 +1,263 @@
+//! The C interface of engine/text (millrace_text.h): tokenizers and chat templates. An exported
+//! function that runs code of a library catches its panics; the others only read tables. Handles
+//! are immutable and may be used from any thread.
+#![deny(clippy::all)]
+
+mod python;
+mod template;
+mod tokenizer;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::null_mut;
+use std::sync::Once;
+
+use template::ChatTemplate;
+use tokenizer::TextTokenizer;
+
+/// Bytes handed to C: a boxed slice taken apart. Empty is a null pointer.
+#[repr(C)]
+pub struct Buffer {
+    data: *mut u8,
+    size: usize,
+}
+
+impl From<Vec<u8>> for Buffer {
+    fn from(bytes: Vec<u8>) -> Self {
+        if bytes.is_empty() {
+            return Buffer { data: null_mut(), size: 0 };
+        }
+        let slice = Box::leak(bytes.into_boxed_slice());
+        Buffer { data: slice.as_mut_ptr(), size: slice.len() }
+    }
+}
+
+/// # Safety
+/// `data` must point to `size` bytes that stay as they are during the call (null when empty).
+unsafe fn slice<'a>(data: *const u8, size: usize) -> &'a [u8] {
+    if size == 0 {
+        return &[];
+    }
+    unsafe { std::slice::from_raw_parts(data, size) }
+}
+
+fn text<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, String> {
+    std::str::from_utf8(bytes)
+        .map_err(|e| format!("the {what} is not UTF-8 (byte {})", e.valid_up_to()))
+}
+
+/// Runs `body`; a panic becomes an error. Its message is not printed: it could hold a prompt.
+fn guarded<T>(body: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| std::panic::set_hook(Box::new(|_| {})));
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or(panic.downcast_ref::<&str>().copied())
+            .unwrap_or("of an unknown kind");
+        Err(format!("the text library panicked: {message}"))
+    })
+}
+
+/// Writes the value to `out`, or the message to `error`; true when there was a value.
+///
+/// # Safety
+/// `out` and `error` must be valid for writes.
+unsafe fn finish<T>(result: Result<T, String>, out: *mut T, error: *mut Buffer) -> bool {
+    match result {
+        Ok(value) => unsafe { out.write(value) },
+        Err(message) => {
+            // A broken tokenizer.json can make the library cut a character in two.
+            let message = String::from_utf8_lossy(message.as_bytes()).into_owned();
+            unsafe { error.write(message.into_bytes().into()) };
+            return false;
+        }
+    }
+    true
+}
+
+/// # Safety
+/// `buffer` must come from this library and not have been freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mr_buffer_free(buffer: Buffer) {
+    if !buffer.data.is_null() {
+        let slice = std::ptr::slice_from_raw_parts_mut(buffer.data, buffer.size);
+        drop(unsafe { Box::from_raw(slice) });
+    }
+}
+
+/// # Safety
+/// See millrace_text.h; this holds for all functions below.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mr_tokenizer_new(
+    json: *const u8,
+    size: usize,
+    tokenizer: *mut *mut TextTokenizer,
+    error: *mut Buffer,
+) -> bool {
+    let json = unsafe { slice(json, size) };
+    let result = guarded(|| Ok(Box::into_raw(Box::new(TextTokenizer::from_json(json)?))));
+    unsafe { finish(result, tokenizer, error) }
+}
+
+/// # Safety
+/// `tokenizer` must come from `mr_tokenizer_new`, and nothing may use it any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mr_tokenizer_free(tokenizer: *mut TextTokenizer) {
+    let tokenizer = unsafe { Box::from_raw(tokenizer) };
+    let _ = guarded(move || {
+        drop(tokenizer);
+        Ok(())
+    });
+}
+
+/// # Safety
+/// See millrace_text.h.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mr_tokenizer_encode(
+    tokenizer: *const TextTokenizer,
+    input: *const u8,
+    size: usize,
+    add_special: bool,
+    ids: *mut Buffer,
+    error: *mut Buffer,
+) -> bool {
+    let (tokenizer, input) = unsafe { (&*tokenizer, slice(input, size)) };
+    let result = guarded(|| {
+        let ids = tokenizer.encode(text(input, "text")?, add_special)?;
+        Ok(ids.iter().flat_map(|id| id.to_ne_bytes()).collect::<Vec<u8>>().into())
+    });
+    unsafe { finish(result, ids, error) }
+}
+
+/// # Safety
+/// See millrace_text.h.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mr_tokenizer_vocab_size(tokenizer: *const TextTokenizer) -> i32 {
+    unsafe { &*tokenizer }.vocab_size()
+}
+
+/// # Safety
+/// See millrace_text.h.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mr_tokenizer_leading_spaces(tokenizer: *const TextTokenizer) -> i32 {
+    unsafe { &*tokenizer }.leading_spaces()
+}
+
+/// # Safety
+/// See millrace_text.h.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mr_tokenizer_find(
+    tokenizer: *const TextTokenizer,
+    token: *const u8,
+    size: usize,
+) -> i32 {
+    let (tokenizer, token) = unsafe { (&*tokenizer, slice(token, size)) };
+    guarded(|| Ok(tokenizer.find(text(token, "token")?))).ok().flatten().unwrap_or(-1)
+}
+
+/// # Safety
+/// See millrace_text.h.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mr_tokenizer_piece(
+    tokenizer: *const TextTokenizer,
+    id: i32,
+    data: *mut *const u8,
+    size: *mut usize,
+    special: *mut bool,
+) -> bool {
+    let Some(piece) = unsafe { &*tokenizer }.piece(id) else {
+        return false;
+    };
+    unsafe {
+        data.write(piece.bytes.as_ptr());
+        size.write(piece.bytes.len());
+        special.write(piece.special);
+    }
+    true
+}
+
+/// # Safety
+/// See millrace_text.h.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mr_utf8_lossy(
+    bytes: *const u8,
+    size: usize,
+    last: bool,
+    out: *mut Buffer,
+) -> usize {
+    let mut rest = unsafe { slice(bytes, size) };
+    let mut valid = String::with_capacity(size);
+    while let Err(invalid) = std::str::from_utf8(rest) {
+        let (start, tail) = rest.split_at(invalid.valid_up_to());
+        valid.push_str(&String::from_utf8_lossy(start));
+        rest = tail;
+        if invalid.error_len().is_none() && !last {
+            break;
+        }
+        valid.push(char::REPLACEMENT_CHARACTER);
+        rest = &tail[invalid.error_len().unwrap_or(tail.len())..];
+    }
+    if let Ok(text) = std::str::from_utf8(rest) {
+        valid.push_str(text);
+        rest = &[];
+    }
+    unsafe { out.write(valid.into_bytes().into()) };
+    size - rest.len()
+}
+
+/// # Safety
+/// See millrace_text.h.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mr_template_new(
+    source: *const u8,
+    source_size: usize,
+    bos: *const u8,
+    bos_size: usize,
+    eos: *const u8,
+    eos_size: usize,
+    template: *mut *mut ChatTemplate,
+    error: *mut Buffer,
+) -> bool {
+    let (source, bos, eos) =
+        unsafe { (slice(source, source_size), slice(bos, bos_size), slice(eos, eos_size)) };
+    let result = guarded(|| {
+        let parsed = ChatTemplate::parse(
+            text(source, "chat template")?,
+            text(bos, "BOS token")?,
+            text(eos, "EOS token")?,
+        )?;
+        Ok(Box::into_raw(Box::new(parsed)))
+    });
+    unsafe { finish(result, template, error) }
+}
+
+/// # Safety
+/// `template` must come from `mr_template_new`, and nothing may use it any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mr_template_free(template: *mut ChatTemplate) {
+    let template = unsafe { Box::from_raw(template) };
+    let _ = guarded(move || {
+        drop(template);
+        Ok(())
+    });
+}
+
+/// # Safety
+/// See millrace_text.h.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mr_template_render(
+    template: *const ChatTemplate,
+    messages: *const u8,
+    messages_size: usize,
+    extra: *const u8,
+    extra_size: usize,
+    add_generation_prompt: bool,
+    out: *mut Buffer,
+    error: *mut Buffer,
+) -> bool {
+    let template = unsafe { &*template };
+    let (messages, extra) = unsafe { (slice(messages, messages_size), slice(extra, extra_size)) };
+    let result = guarded(|| Ok(template.render(messages, extra, add_generation_prompt)?.into()));
+    unsafe { finish(result, out, error) }
+}

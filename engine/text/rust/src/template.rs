@@ -1,0 +1,215 @@
+//! A model's chat template, rendered as transformers renders it with Jinja2. It comes with the
+//! model and is not trusted: it reaches no file, no loader, and has a limit on its steps, its
+//! recursion and its output.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Write};
+
+use minijinja::value::ValueKind;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use regex::Regex;
+use serde_json::{Map, Value as Json};
+
+use crate::python;
+
+/// Instructions of one rendering. A message takes some tens of them; a value can grow by a level
+/// with each, which bounds the stack that its drop needs (about 80 bytes a level).
+const FUEL: u64 = 2_500_000;
+const MAX_SOURCE: usize = 256 << 10;
+const STACK_SIZE: usize = 256 << 20; // reserved; only what is used is ever touched
+const MAX_OUTPUT: usize = 8 << 20;
+const MAX_RECURSION: usize = 200;
+const NAME: &str = "chat template";
+
+/// Names a message's reasoning comes under; templates read the first.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    special_tokens: BTreeMap<&'static str, Value>,
+}
+
+impl ChatTemplate {
+    pub fn parse(source: &str, bos: &str, eos: &str) -> Result<Self, String> {
+        if source.len() > MAX_SOURCE {
+            return Err(format!("it is longer than {MAX_SOURCE} bytes"));
+        }
+        let source = without_generation_tags(source)?;
+        let environment = on_deep_stack(|| {
+            let mut environment = environment();
+            environment.add_template_owned(NAME, source).map_err(|e| describe(&e))?;
+            Ok(environment)
+        })?;
+        let special_tokens = [("bos_token", bos), ("eos_token", eos)]
+            .into_iter()
+            .filter(|(_, token)| !token.is_empty())
+            .map(|(name, token)| (name, Value::from(token)))
+            .collect();
+        Ok(ChatTemplate { environment, special_tokens })
+    }
+
+    pub fn render(
+        &self,
+        messages: &[u8],
+        extra: &[u8],
+        add_generation_prompt: bool,
+    ) -> Result<Vec<u8>, String> {
+        let mut messages: Vec<Map<String, Json>> = serde_json::from_slice(messages)
+            .map_err(|e| format!("messages is not an array of objects: {e}"))?;
+        messages.iter_mut().for_each(name_reasoning);
+        let extra: Map<String, Json> = serde_json::from_slice(extra)
+            .map_err(|e| format!("the template's variables are not an object: {e}"))?;
+
+        // A template asks `tools is not none`, which an undefined variable would pass.
+        let mut context = BTreeMap::from([
+            ("documents".to_owned(), Value::from(())),
+            ("tools".to_owned(), Value::from(())),
+        ]);
+        context.extend(self.special_tokens.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
+        context.extend(extra.iter().map(|(k, v)| (k.clone(), Value::from_serialize(v))));
+        context.insert("messages".to_owned(), Value::from_serialize(&messages));
+        context.insert("add_generation_prompt".to_owned(), Value::from(add_generation_prompt));
+
+        on_deep_stack(|| {
+            let mut out = BoundedOutput(Vec::new());
+            self.environment
+                .get_template(NAME)
+                .and_then(|template| {
+                    template.render_captured_to(Value::from_iter(context), &mut out).map(|_| ())
+                })
+                .map_err(|e| describe(&e))?;
+            Ok(out.0)
+        })
+    }
+}
+
+/// The parser recurses along chains of operators, and values are dropped level by level: a thread
+/// of its own has the stack for the longest chain and the deepest value the limits allow.
+fn on_deep_stack<T: Send>(body: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .stack_size(STACK_SIZE)
+            .spawn_scoped(scope, body)
+            .map_err(|e| format!("no thread for the chat template: {e}"))?
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(MAX_RECURSION);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_unknown_method_callback(python::call_method);
+    environment.set_formatter(|out, _state, value| match value.as_str() {
+        Some(text) => out.write_str(text).map_err(Error::from),
+        None => out.write_str(&python::to_str(value)?).map_err(Error::from),
+    });
+    environment.add_filter("tojson", python::tojson);
+    environment.add_filter("string", |value: &Value| python::to_str(value));
+    // In Python a text is a sequence of characters, and a dict has a length and items too.
+    environment.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+    });
+    environment.add_test("iterable", |value: &Value| {
+        value.kind() == ValueKind::String || value.try_iter().is_ok()
+    });
+    environment.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, "raised by the template")
+            .with_source(Raised(python::to_str(message)?)))
+    });
+    environment.add_function("strftime_now", strftime_now);
+    environment
+}
+
+/// `{% generation %}` marks what an assistant wrote, for training: here only its scope remains.
+fn without_generation_tags(source: &str) -> Result<String, String> {
+    let tag =
+        Regex::new(r"\{%([-+]?\s*)(end)?generation(\s*[-+]?)%\}").map_err(|e| e.to_string())?;
+    Ok(tag.replace_all(source, "{%${1}${2}with${3}%}").into_owned())
+}
+
+/// As transformers does: reasoning under any of its names is found under the two that templates
+/// read, `thinking` first among the keys.
+fn name_reasoning(message: &mut Map<String, Json>) {
+    let found =
+        REASONING.iter().filter_map(|name| message.get(*name)).find(|value| !value.is_null());
+    if let Some(reasoning) = found.cloned() {
+        let given = std::mem::take(message);
+        message.insert("thinking".to_owned(), reasoning.clone());
+        message.extend(given);
+        message.insert("reasoning_content".to_owned(), reasoning);
+    }
+}
+
+/// The message of `raise_exception`, kept apart so that a client is told just that.
+#[derive(Debug)]
+struct Raised(String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+fn describe(error: &Error) -> String {
+    let mut source: Option<&dyn std::error::Error> = Some(error);
+    while let Some(cause) = source {
+        if let Some(raised) = cause.downcast_ref::<Raised>() {
+            return raised.0.clone();
+        }
+        source = cause.source();
+    }
+    if error.kind() == ErrorKind::OutOfFuel {
+        return format!("the chat template did not end within {FUEL} steps");
+    }
+    if error.kind() == ErrorKind::WriteFailure {
+        return format!("the chat template wrote more than {MAX_OUTPUT} bytes");
+    }
+    error.to_string()
+}
+
+/// Local time in strftime's format, as Python's `datetime.now().strftime(format)`.
+fn strftime_now(format: &str) -> Result<String, Error> {
+    let refused = || Error::new(ErrorKind::InvalidOperation, "strftime_now: a bad format");
+    if format.is_empty() {
+        return Ok(String::new());
+    }
+    let format = std::ffi::CString::new(format).map_err(|_| refused())?;
+    let mut buffer = [0u8; 1024];
+    // SAFETY: `now` is filled by localtime_r before it is read, and strftime is told the size.
+    let length = unsafe {
+        let seconds = libc::time(std::ptr::null_mut());
+        let mut now: libc::tm = std::mem::zeroed();
+        if libc::localtime_r(&seconds, &mut now).is_null() {
+            return Err(refused());
+        }
+        libc::strftime(buffer.as_mut_ptr().cast(), buffer.len(), format.as_ptr(), &now)
+    };
+    if length == 0 {
+        return Err(refused());
+    }
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+struct BoundedOutput(Vec<u8>);
+
+impl Write for BoundedOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > MAX_OUTPUT - self.0.len() {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,187 @@
+//! A tokenizer.json and the table of bytes its ids stand for. Decoding is that table: the bytes
+//! one after another, so that text can be given out as it comes, whatever the decoder.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+/// A tokenizer's ids index tables here and in the engine: a larger one is a broken file.
+const MAX_VOCAB_SIZE: usize = 1 << 24;
+
+pub struct TextTokenizer {
+    tokenizer: Tokenizer,
+    pieces: Vec<Option<Piece>>,
+    leading_spaces: i32,
+}
+
+pub struct Piece {
+    pub bytes: Box<[u8]>,
+    pub special: bool,
+}
+
+impl TextTokenizer {
+    pub fn from_json(json: &[u8]) -> Result<Self, String> {
+        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
+        // A file may keep the limits of the corpus it was made for; ours are the engine's.
+        tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
+        tokenizer.with_padding(None);
+        check_added_ids(json, &tokenizer)?;
+        let mut decoder = Decoder::default();
+        let steps = serde_json::to_value(tokenizer.get_decoder()).map_err(|e| e.to_string())?;
+        decoder.read(&steps)?;
+        let pieces = pieces(&tokenizer, &decoder)?;
+        Ok(TextTokenizer { tokenizer, pieces, leading_spaces: decoder.leading_spaces })
+    }
+
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, String> {
+        let encoding = self.tokenizer.encode_fast(text, add_special).map_err(|e| e.to_string())?;
+        let ids = encoding.get_ids().to_vec();
+        // A post-processor's ids are its own: one may be outside the tables they index.
+        match ids.iter().find(|id| i32::try_from(**id).ok().and_then(|id| self.piece(id)).is_none())
+        {
+            Some(id) => Err(format!("the tokenizer gave id {id}, which its vocabulary lacks")),
+            None => Ok(ids),
+        }
+    }
+
+    pub fn vocab_size(&self) -> i32 {
+        self.pieces.len() as i32
+    }
+
+    pub fn leading_spaces(&self) -> i32 {
+        self.leading_spaces
+    }
+
+    pub fn find(&self, token: &str) -> Option<i32> {
+        self.tokenizer.token_to_id(token).map(|id| id as i32)
+    }
+
+    pub fn piece(&self, id: i32) -> Option<&Piece> {
+        self.pieces.get(usize::try_from(id).ok()?)?.as_ref()
+    }
+}
+
+/// The library numbers an added token that the model's vocabulary lacks by itself, whatever the
+/// file says: text would silently become other ids than the model was trained on.
+fn check_added_ids(json: &[u8], tokenizer: &Tokenizer) -> Result<(), String> {
+    #[derive(Deserialize)]
+    struct File {
+        #[serde(default)]
+        added_tokens: Vec<Added>,
+    }
+    #[derive(Deserialize)]
+    struct Added {
+        id: u32,
+        content: String,
+    }
+    let file: File = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    for token in file.added_tokens {
+        if tokenizer.token_to_id(&token.content) != Some(token.id) {
+            return Err(format!(
+                "its added token {:?} cannot keep the id {}: another token or a gap is in the way",
+                token.content, token.id
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn pieces(tokenizer: &Tokenizer, decoder: &Decoder) -> Result<Vec<Option<Piece>>, String> {
+    let vocab = tokenizer.get_vocab(true);
+    let size = vocab.values().max().map_or(0, |id| *id as usize + 1);
+    if size == 0 || size > MAX_VOCAB_SIZE {
+        return Err(format!("its ids reach {size}, but 1 to {MAX_VOCAB_SIZE} are allowed"));
+    }
+    let mut pieces: Vec<Option<Piece>> = (0..size).map(|_| None).collect();
+    for (token, id) in vocab {
+        let bytes = decoder.bytes(&token).into();
+        pieces[id as usize] = Some(Piece { bytes, special: false });
+    }
+    for (id, token) in tokenizer.get_added_tokens_decoder() {
+        if token.special {
+            let bytes = token.content.into_bytes().into();
+            pieces[id as usize] = Some(Piece { bytes, special: true });
+        }
+    }
+    Ok(pieces)
+}
+
+/// What a tokenizer's decoder does to each token, and to the start of the whole.
+#[derive(Default)]
+struct Decoder {
+    replacements: Vec<(String, String)>,
+    byte_fallback: bool,
+    byte_level: Option<HashMap<char, u8>>,
+    fused: bool,
+    leading_spaces: i32,
+}
+
+impl Decoder {
+    fn read(&mut self, step: &Value) -> Result<(), String> {
+        let kind = step["type"].as_str().unwrap_or("none at all");
+        match kind {
+            "Sequence" => {
+                for inner in step["decoders"].as_array().into_iter().flatten() {
+                    self.read(inner)?;
+                }
+            }
+            "ByteLevel" => self.byte_level = Some(byte_level_chars()),
+            "ByteFallback" => self.byte_fallback = true,
+            "Fuse" => self.fused = true,
+            "Replace" if step["pattern"]["String"].is_string() && !self.fused => {
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let pair = (text(&step["pattern"]["String"]), text(&step["content"]));
+                self.replacements.push(pair);
+            }
+            "Metaspace" => {
+                let replacement = step["replacement"].as_str().unwrap_or("\u{2581}");
+                self.replacements.push((replacement.to_owned(), " ".to_owned()));
+                self.leading_spaces = i32::from(step["prepend_scheme"] != "never");
+            }
+            "Strip" if step["content"] == " " && step["stop"] == 0 && self.fused => {
+                self.leading_spaces = step["start"].as_i64().unwrap_or(0).clamp(0, 16) as i32;
+            }
+            _ => {
+                return Err(format!(
+                    "its decoder has a step ({kind}) that Millrace does not know: text is \
+                     generated with byte-level and SentencePiece tokenizers"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn bytes(&self, token: &str) -> Vec<u8> {
+        if let Some(byte) = token
+            .strip_prefix("<0x")
+            .and_then(|rest| rest.strip_suffix('>'))
+            .filter(|digits| self.byte_fallback && digits.len() == 2)
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+        {
+            return vec![byte];
+        }
+        let mut text = token.to_owned();
+        for (pattern, content) in &self.replacements {
+            text = text.replace(pattern, content);
+        }
+        // A token with a character outside the alphabet was added as plain text.
+        self.byte_level
+            .as_ref()
+            .and_then(|chars| text.chars().map(|c| chars.get(&c).copied()).collect())
+            .unwrap_or_else(|| text.into_bytes())
+    }
+}
+
+/// GPT-2's printable stand-ins for bytes: itself where printable, else from U+0100 on in order.
+fn byte_level_chars() -> HashMap<char, u8> {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let mut stand_ins = '\u{100}'..;
+    (0..=255u8)
+        .map(|byte| match printable(byte) {
+            true => (char::from(byte), byte),
+            false => (stand_ins.next().unwrap_or_default(), byte),
+        })
+        .collect()
+}
