@@ -214,7 +214,8 @@ def llama3_factors(head_dim, theta):
     """What GGUF stores for llama3 scaling: the divisor of each frequency."""
     factors = []
     for i in range(0, head_dim, 2):
-        turns = LLAMA3["original_max_position_embeddings"] * theta ** (-i / head_dim) / (2 * math.pi)
+        length = LLAMA3["original_max_position_embeddings"]
+        turns = length * theta ** (-i / head_dim) / (2 * math.pi)
         smooth = (turns - LLAMA3["low_freq_factor"]) / (
             LLAMA3["high_freq_factor"] - LLAMA3["low_freq_factor"])
         smooth = min(max(smooth, 0.0), 1.0)
@@ -355,12 +356,12 @@ def make_rope_goldens():
             module = LlamaRotaryEmbedding(LlamaConfig(**json.loads(json.dumps(fields))))
             if max_position > 512:
                 module(torch.zeros(1), torch.tensor([[max_position - 1]]))
-            cos, sin = (module.inv_freq.double()[None] * torch.tensor(positions)[:, None]).cos(), (
-                module.inv_freq.double()[None] * torch.tensor(positions)[:, None]).sin()
+            angles = module.inv_freq.double()[None] * torch.tensor(positions)[:, None]
             scale = module.attention_scaling
             cases.append({"config": {"model_type": "llama", **fields},
                           "max_position": max_position, "positions": positions,
-                          "cos": (cos * scale).tolist(), "sin": (sin * scale).tolist()})
+                          "cos": (angles.cos() * scale).tolist(),
+                          "sin": (angles.sin() * scale).tolist()})
     (GOLDENS / "rope.json").write_text(json.dumps({"cases": cases}) + "\n")
 
 

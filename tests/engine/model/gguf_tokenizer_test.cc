@@ -1,0 +1,144 @@
+// tokenizer.json made from GGUF vocabularies: its shape, what is refused, and that text becomes
+// the ids transformers gives (tests/data/goldens, scripts/make_goldens.py).
+#include "engine/model/gguf_tokenizer.h"
+
+#include <boost/json/parse.hpp>
+#include <cstdlib>
+#include <filesystem>
+
+#include "engine/model/checkpoint.h"
+#include "engine/text/text.h"
+#include "tests/engine/model/files.h"
+
+namespace millrace {
+namespace {
+
+namespace json = boost::json;
+
+// A byte-level vocabulary of five tokens, or what `model` says.
+GgufMetadata small_vocabulary(const std::string& model = "gpt2", const std::string& pre = "gpt-2") {
+  GgufMetadata metadata("m.gguf");
+  metadata.add("tokenizer.ggml.model", model);
+  metadata.add("tokenizer.ggml.pre", pre);
+  metadata.add("tokenizer.ggml.tokens", GgufStrings{"<s>", "a", "b", "ab", "<tool>"});
+  metadata.add("tokenizer.ggml.token_type", GgufNumbers{3, 1, 1, 1, 4});
+  metadata.add("tokenizer.ggml.bos_token_id", uint64_t{0});
+  return metadata;
+}
+
+json::value made(const GgufMetadata& metadata) {
+  return json::parse(make_tokenizer_json(metadata, 8));
+}
+
+TEST(GgufTokenizer, ByteLevelShape) {
+  GgufMetadata metadata = small_vocabulary("gpt2", "llama-bpe");
+  metadata.add("tokenizer.ggml.merges", GgufStrings{"a b"});
+  const json::value tokenizer = made(metadata);
+  EXPECT_EQ(tokenizer.at("model").at("vocab"),
+            json::parse(R"({"<s>": 0, "a": 1, "b": 2, "ab": 3, "<tool>": 4})"));
+  EXPECT_EQ(tokenizer.at("model").at("merges"), json::parse(R"([["a", "b"]])"));
+  EXPECT_EQ(tokenizer.at("model").at("ignore_merges"), json::value(true));
+  const json::array& added = tokenizer.at("added_tokens").as_array();
+  ASSERT_EQ(added.size(), 2u);
+  EXPECT_EQ(added[0].at("content"), json::value("<s>"));
+  EXPECT_EQ(added[0].at("special"), json::value(true));
+  EXPECT_EQ(added[1].at("id"), json::value(4));
+  EXPECT_EQ(added[1].at("special"), json::value(false));
+  // llama-bpe begins texts with BOS unless the file says otherwise.
+  EXPECT_EQ(tokenizer.at("post_processor").at("single"),
+            json::parse(R"([{"SpecialToken": {"id": "<s>", "type_id": 0}},
+                            {"Sequence": {"id": "A", "type_id": 0}}])"));
+  metadata.add("tokenizer.ggml.add_bos_token", false);
+  EXPECT_TRUE(made(metadata).at("post_processor").is_null());
+}
+
+TEST(GgufTokenizer, AddsTheEndWhenAsked) {
+  GgufMetadata metadata = small_vocabulary();
+  metadata.add("tokenizer.ggml.merges", GgufStrings{"a b"});
+  metadata.add("tokenizer.ggml.add_eos_token", true);
+  expect_model_error([&] { made(metadata); }, "'eos' is to be added but not named");
+  metadata.add("tokenizer.ggml.eos_token_id", uint64_t{4});
+  const auto tokenizer = Tokenizer::from_json(make_tokenizer_json(metadata, 8));
+  EXPECT_EQ(tokenizer->encode("abb", /*add_special=*/true), (std::vector<int32_t>{3, 2, 4}));
+  EXPECT_EQ(tokenizer->encode("ab<tool>a", /*add_special=*/false), (std::vector<int32_t>{3, 4, 1}));
+}
+
+TEST(GgufTokenizer, NoVocabulary) {
+  EXPECT_EQ(make_tokenizer_json(GgufMetadata("m.gguf"), 8), "");
+}
+
+TEST(GgufTokenizer, RefusesByName) {
+  const auto refused = [](const GgufMetadata& metadata, const char* message) {
+    expect_model_error([&] { make_tokenizer_json(metadata, 8); }, message);
+  };
+  refused(small_vocabulary("bert"), "the tokenizer 'bert'");
+  refused(small_vocabulary("gpt2", "tekken"), "the pre-tokenizer 'tekken'");
+  refused(small_vocabulary("gpt2", ""), "the pre-tokenizer ''");
+  refused(small_vocabulary(), "'tokenizer.ggml.merges' is missing");
+  refused(small_vocabulary("llama"), "'tokenizer.ggml.scores'");
+  expect_model_error([] { make_tokenizer_json(small_vocabulary(), 4); }, "only 4 rows");
+
+  const auto with = [](const std::string& key, GgufValue value) {
+    GgufMetadata metadata("m.gguf");
+    metadata.add(key, std::move(value));
+    metadata.add("tokenizer.ggml.model", std::string("gpt2"));
+    metadata.add("tokenizer.ggml.pre", std::string("gpt-2"));
+    metadata.add("tokenizer.ggml.tokens", GgufStrings{"a", "b"});
+    metadata.add("tokenizer.ggml.merges", GgufStrings{});
+    return metadata;
+  };
+  refused(with("tokenizer.ggml.tokens", GgufStrings{"a", "a"}),
+          "token 1 is in the vocabulary twice");
+  refused(with("tokenizer.ggml.tokens", GgufStrings{std::string(2000, 'a')}), "too long");
+  refused(with("tokenizer.ggml.tokens", uint64_t{3}), "not an array of strings");
+  refused(with("tokenizer.ggml.token_type", GgufNumbers{1}), "differ in number");
+  refused(with("tokenizer.ggml.token_type", GgufNumbers{1, 7}), "token 1 has no valid type");
+  refused(with("tokenizer.ggml.token_type", GgufNumbers{1, std::nan("")}), "no valid type");
+  refused(with("tokenizer.ggml.merges", GgufStrings{"ab"}), "has no pair");
+  refused(with("tokenizer.ggml.bos_token_id", uint64_t{2}), "bos_token_id");
+}
+
+// Every {"text", "ids"} of the golden's list.
+void expect_ids(const Tokenizer& tokenizer, const std::string& golden, const char* list) {
+  const json::value goldens = json::parse(read_all(golden));
+  for (const json::value& line : goldens.at(list).as_array()) {
+    const std::string text(line.at("text").as_string());
+    std::vector<int32_t> ids;
+    for (const json::value& id : line.at("ids").as_array()) {
+      ids.push_back(static_cast<int32_t>(id.as_int64()));
+    }
+    EXPECT_EQ(tokenizer.encode(text, /*add_special=*/false), ids) << text;
+    EXPECT_EQ(tokenizer.decode(ids, /*skip_special=*/false), text);
+  }
+}
+
+TEST(GgufTokenizer, ByteLevelEncodesAsTransformers) {
+  const auto gguf = open_checkpoint("tests/data/tiny-llama.gguf");
+  const auto tokenizer = Tokenizer::from_json(gguf->tokenizer_json());
+  EXPECT_EQ(tokenizer->vocab_size(), 512);
+  EXPECT_TRUE(tokenizer->is_special(2));
+  expect_ids(*tokenizer, "tests/data/goldens/tiny-llama-gguf.json", "prompts");
+}
+
+TEST(GgufTokenizer, SentencePieceEncodesAsTransformers) {
+  const GgufFile gguf = read_gguf("tests/data/spm-vocab.gguf");
+  const auto tokenizer = Tokenizer::from_json(make_tokenizer_json(gguf.metadata, 1024));
+  expect_ids(*tokenizer, "tests/data/goldens/spm.json", "lines");
+  // BOS comes before a text unless the file says otherwise.
+  EXPECT_EQ(tokenizer->encode("water", /*add_special=*/true).front(), 1);
+  EXPECT_EQ(tokenizer->decode(tokenizer->encode(" leading", false), false), " leading");
+}
+
+TEST(GgufTokenizer, RealModelEncodesAsTransformers) {
+  const char* path = std::getenv("MILLRACE_TEST_MODEL");
+  const std::string model = path != nullptr ? path : "models/SmolLM2-135M-Instruct.Q4_1.gguf";
+  if (!std::filesystem::exists(model)) GTEST_SKIP() << model << " is not here";
+  const auto tokenizer = Tokenizer::from_json(open_checkpoint(model)->tokenizer_json());
+  EXPECT_EQ(tokenizer->vocab_size(), 49152);
+  expect_ids(*tokenizer, "tests/data/goldens/smollm2-text.json", "lines");
+  // Digits are cut off first, so the spaces before one stay together.
+  EXPECT_EQ(tokenizer->encode("a  1", false), (std::vector<int32_t>{81, 256, 33}));
+}
+
+}  // namespace
+}  // namespace millrace
