@@ -180,7 +180,9 @@ void Connection::begin_call(ApiKind kind, HttpRequest request) {
 }
 
 void Connection::submit(std::shared_ptr<const Serving> serving, ApiCall call) {
-  call_ = std::make_unique<OpenCall>(std::move(serving), std::move(call));
+  call_.reset();
+  serving_ = std::move(serving);
+  call_ = std::make_unique<OpenCall>(*serving_->engine, serving_->model, std::move(call));
   call_->submit([&](size_t choice) -> EmissionCallback {
     return [gate = hub_.gate, weak = weak_from_this(), serial = call_serial_,
             choice](const Emission& emission) {

@@ -11,8 +11,8 @@
 #include <memory>
 #include <string>
 
+#include "launch/batch/open_call.h"
 #include "launch/gateway/hub.h"
-#include "launch/gateway/open_call.h"
 #include "launch/gateway/request_reader.h"
 #include "launch/gateway/router.h"
 
@@ -91,6 +91,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool keep_alive_ = false;
   bool http_1_1_ = false;
   std::unique_ptr<Hub::Ticket> ticket_;
+  std::shared_ptr<const Serving> serving_;  // of call_
   std::unique_ptr<OpenCall> call_;
   uint64_t call_serial_ = 0;  // emissions of an earlier call are dropped
   bool stream_begun_ = false;

@@ -1,5 +1,6 @@
-// One call in the engine: its choices, their text, and the bytes that go to the client. Knows no
-// socket. One thread at a time (the connection's strand).
+// One call in the engine: its choices, their text, and what is said of them as JSON: events of a
+// stream, or one response. Knows no socket and no file; the gateway and the batch runner share it.
+// One thread at a time.
 #pragma once
 
 #include <functional>
@@ -10,18 +11,22 @@
 
 #include "launch/api/openai.h"
 #include "launch/api/output.h"
-#include "launch/gateway/hub.h"
+#include "launch/cluster/engine_api.h"
 
 namespace millrace {
 
 class OpenCall {
  public:
-  OpenCall(std::shared_ptr<const Serving> serving, ApiCall call);
+  // `engine` and `model` must outlive it.
+  OpenCall(EngineApi& engine, const ModelContext& model, ApiCall call);
   // Cancels in the engine whatever still runs.
   ~OpenCall();
   OpenCall(const OpenCall&) = delete;
 
   bool streams() const { return call_.stream; }
+  size_t num_choices() const { return choices_.size(); }
+  int32_t prompt_tokens() const { return call_.prompt_tokens; }
+  int32_t completion_tokens() const;
   // Hands every choice to the engine; `callback(choice)` makes what the engine calls for it.
   void submit(const std::function<EmissionCallback(size_t)>& callback);
 
@@ -35,7 +40,7 @@ class OpenCall {
  private:
   void cancel_all();
 
-  std::shared_ptr<const Serving> serving_;
+  EngineApi& engine_;
   ApiCall call_;
   ResponseWriter writer_;
   struct Choice {

@@ -1,4 +1,4 @@
-#include "launch/gateway/open_call.h"
+#include "launch/batch/open_call.h"
 
 #include <fmt/format.h>
 
@@ -23,14 +23,13 @@ std::string random_id() {
   return fmt::format("{:016x}{:08x}", generator(), generator() >> 32);
 }
 
-OpenCall::OpenCall(std::shared_ptr<const Serving> serving, ApiCall call)
-    : serving_(std::move(serving)),
+OpenCall::OpenCall(EngineApi& engine, const ModelContext& model, ApiCall call)
+    : engine_(engine),
       call_(std::move(call)),
-      writer_(call_, serving_->model,
-              (call_.kind == ApiKind::kChat ? "chatcmpl-" : "cmpl-") + random_id(),
+      writer_(call_, model, (call_.kind == ApiKind::kChat ? "chatcmpl-" : "cmpl-") + random_id(),
               std::time(nullptr)) {
   for (size_t i = 0; i < call_.choices.size(); ++i)
-    choices_.push_back({OutputStream(call_, i, serving_->model.tokenizer)});
+    choices_.push_back({OutputStream(call_, i, model.tokenizer)});
   num_open_ = choices_.size();
 }
 
@@ -41,13 +40,19 @@ OpenCall::~OpenCall() {
 void OpenCall::submit(const std::function<EmissionCallback(size_t)>& callback) {
   for (size_t i = 0; i < choices_.size(); ++i) {
     choices_[i].running = true;
-    choices_[i].id = serving_->engine->submit(std::move(call_.choices[i].request), callback(i));
+    choices_[i].id = engine_.submit(std::move(call_.choices[i].request), callback(i));
   }
+}
+
+int32_t OpenCall::completion_tokens() const {
+  int32_t tokens = 0;
+  for (const Choice& choice : choices_) tokens += choice.stream.num_tokens();
+  return tokens;
 }
 
 void OpenCall::cancel_all() {
   for (Choice& choice : choices_)
-    if (std::exchange(choice.running, false)) serving_->engine->cancel(choice.id);
+    if (std::exchange(choice.running, false)) engine_.cancel(choice.id);
 }
 
 OpenCall::Progress OpenCall::take(size_t index, const Emission& emission) {
@@ -58,7 +63,7 @@ OpenCall::Progress OpenCall::take(size_t index, const Emission& emission) {
   OutputPiece piece = choice.stream.push(emission);
   if (piece.stopped_by_string) {
     choice.running = false;
-    serving_->engine->cancel(choice.id);
+    engine_.cancel(choice.id);
   }
   if (piece.finish == FinishReason::kError || piece.finish == FinishReason::kCancelled) {
     cancel_all();
@@ -77,15 +82,13 @@ OpenCall::Progress OpenCall::take(size_t index, const Emission& emission) {
     progress.text = event(writer_.chunk(index, piece, !std::exchange(choice.started, true)));
   }
   if (!progress.ended) return progress;
-  int32_t completion_tokens = 0;
-  for (const Choice& each : choices_) completion_tokens += each.stream.num_tokens();
   if (call_.stream) {
-    if (call_.include_usage) progress.text += event(writer_.usage_chunk(completion_tokens));
+    if (call_.include_usage) progress.text += event(writer_.usage_chunk(completion_tokens()));
     progress.text += event("[DONE]");
   } else {
     std::vector<OutputPiece> pieces;
     for (Choice& each : choices_) pieces.push_back(std::move(each.whole));
-    progress.text = writer_.response(pieces, completion_tokens);
+    progress.text = writer_.response(pieces, completion_tokens());
   }
   return progress;
 }
