@@ -1,6 +1,8 @@
 // The reader of .safetensors against the corpus of THREATS.md, section 5.
 #include "engine/model/safetensors.h"
 
+#include <fmt/format.h>
+
 #include "tests/engine/model/files.h"
 
 namespace millrace {
@@ -45,7 +47,11 @@ struct Broken {
 const std::string kGood = R"("dtype":"F32","shape":[2],"data_offsets":[0,8])";
 
 std::string entry(const std::string& name, const std::string& fields) {
-  return "\"" + name + "\":{" + fields + "}";
+  return fmt::format(R"("{}":{{{}}})", name, fields);
+}
+
+std::string braced(const std::string& entries) {
+  return fmt::format("{{{}}}", entries);
 }
 
 TEST_F(Safetensors, RefusesBrokenEntries) {
@@ -74,19 +80,20 @@ TEST_F(Safetensors, RefusesBrokenEntries) {
            {kGood, 7, "it is torn"},
        }) {
     SCOPED_TRACE(c.header);
-    const std::string header = "{" + entry("a", c.header) + "}";
+    const std::string header = braced(entry("a", c.header));
     expect_model_error([&] { read(safetensors_bytes(header, c.data_bytes)); }, c.message);
   }
 }
 
 TEST_F(Safetensors, RefusesBrokenHeaders) {
-  std::string overlap = "{";
-  for (int i = 0; i < 10; ++i) overlap += (i ? "," : "") + entry("t" + std::to_string(i), kGood);
+  std::string overlap;
+  for (int i = 0; i < 10; ++i) overlap += entry(fmt::format("t{}", i), kGood) + ",";
+  overlap.pop_back();
   for (const Broken& c : std::vector<Broken>{
-           {overlap + "}", 8, "overlap"},
-           {"{" + entry("a", kGood) + "," + entry("a", kGood) + "}", 8, "'a' is given twice"},
-           {"{" + entry("a\\u0000b", kGood) + "}", 8, "not printable"},
-           {"{" + entry(std::string(513, 'n'), kGood) + "}", 8, "not printable"},
+           {braced(overlap), 8, "overlap"},
+           {braced(entry("a", kGood) + "," + entry("a", kGood)), 8, "'a' is given twice"},
+           {braced(entry("a\\u0000b", kGood)), 8, "not printable"},
+           {braced(entry(std::string(513, 'n'), kGood)), 8, "not printable"},
            {R"({"a":[]})", 0, "not an object"},
            {R"({"__metadata__":{"n":1}})", 0, "more than strings"},
            {R"({"__metadata__":[]})", 0, "not an object"},
