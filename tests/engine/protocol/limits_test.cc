@@ -60,7 +60,9 @@ TEST(Limits, PlansOutsideTheLimitsAreRefused) {
   EXPECT_FALSE(decode(plan_with(0, row(1)), &plan)) << "an unknown section";
   EXPECT_FALSE(decode(plan_with(3, [](ByteWriter&) {}), &plan)) << "an empty section";
   EXPECT_FALSE(decode(plan_with(4, row(1)), &plan)) << "blocks of a row that is not there";
+}
 
+TEST(Limits, AdmissionsOutsideTheLimitsAreRefused) {
   const auto admits = [](std::function<void(Admission&)> change) {
     StepPlan plan;
     plan.admissions.push_back({0, 0, 2, SamplingParams{}, {1, 2, 3}});
