@@ -24,19 +24,14 @@ json::object model_object(const ModelContext& model) {
 
 int http_status(ErrorCode code) {
   switch (code) {
-    case ErrorCode::kOk:
-      return 200;
+    case ErrorCode::kOk: return 200;
     case ErrorCode::kInvalidArgument:
-    case ErrorCode::kContextLengthExceeded:
-      return 400;
-    case ErrorCode::kNotFound:
-      return 404;
+    case ErrorCode::kContextLengthExceeded: return 400;
+    case ErrorCode::kNotFound: return 404;
     case ErrorCode::kOverloaded:
     case ErrorCode::kUnavailable:
-    case ErrorCode::kCancelled:
-      return 503;
-    case ErrorCode::kInternal:
-      return 500;
+    case ErrorCode::kCancelled: return 503;
+    case ErrorCode::kInternal: return 500;
   }
   return 500;
 }
@@ -63,9 +58,7 @@ std::string error_json(int http_status, std::string_view message, std::string_vi
   return json::serialize(json::object{{"error", std::move(error)}});
 }
 
-std::string model_json(const ModelContext& model) {
-  return json::serialize(model_object(model));
-}
+std::string model_json(const ModelContext& model) { return json::serialize(model_object(model)); }
 
 std::string models_json(const ModelContext& model) {
   return json::serialize(json::object{{"object", "list"}, {"data", {model_object(model)}}});

@@ -72,15 +72,11 @@ bool is_text_format(const json::value& v) {
 bool is_none_or_auto(const json::value& v) {
   return v.is_string() && (v.get_string() == "none" || v.get_string() == "auto");
 }
-bool is_none(const json::value& v) {
-  return v.is_string() && v.get_string() == "none";
-}
+bool is_none(const json::value& v) { return v.is_string() && v.get_string() == "none"; }
 bool is_text_only(const json::value& v) {
   return v.is_array() && v.get_array().size() == 1 && v.get_array()[0] == "text";
 }
-bool at_most_one(const json::value& v) {
-  return is_number<0>(v) || is_number<1>(v);
-}
+bool at_most_one(const json::value& v) { return is_number<0>(v) || is_number<1>(v); }
 
 void read_model(const json::value& value, CallFields& fields) {
   if (!value.is_string()) refuse("model", "must be a string");
@@ -123,12 +119,8 @@ void read_stream_options(const json::value& value, CallFields& fields) {
   }
 }
 
-void read_messages(const json::value& value, CallFields& fields) {
-  fields.messages = &value;
-}
-void read_prompt(const json::value& value, CallFields& fields) {
-  fields.prompt = &value;
-}
+void read_messages(const json::value& value, CallFields& fields) { fields.messages = &value; }
+void read_prompt(const json::value& value, CallFields& fields) { fields.prompt = &value; }
 
 using F = CallFields;
 constexpr Field kFields[] = {

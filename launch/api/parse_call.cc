@@ -27,6 +27,9 @@ void require(bool condition, const std::string& message, const std::string& para
   if (!condition) throw RequestError(ErrorCode::kInvalidArgument, message, param);
 }
 
+// A client's own words in an error stay short.
+constexpr size_t kMaxNameInMessage = 128;
+
 uint64_t random_seed() {
   std::random_device device;
   return uint64_t{device()} << 32 | device();
@@ -34,10 +37,10 @@ uint64_t random_seed() {
 
 void check_together(ApiKind kind, const CallFields& fields, const ModelContext& model) {
   if (fields.model && *fields.model != model.name)
-    throw RequestError(
-        ErrorCode::kNotFound,
-        fmt::format("There is no model of that name here; this server has \"{}\".", model.name),
-        "model");
+    throw RequestError(ErrorCode::kNotFound,
+                       fmt::format("There is no model \"{}\" here; this server has \"{}\".",
+                                   fields.model->substr(0, kMaxNameInMessage), model.name),
+                       "model");
   if (kind == ApiKind::kChat)
     require(fields.messages != nullptr, "`messages` is missing.", "messages");
   else

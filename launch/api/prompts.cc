@@ -26,7 +26,12 @@ std::vector<int32_t> encode(std::string_view text, bool add_special, const Model
                             const std::string& param) {
   const auto context = static_cast<size_t>(model.max_model_len);
   if (text.size() / kMaxTokenBytes > context)
-    refuse_length(model, text.size() / kMaxTokenBytes, 0, param);
+    throw RequestError(
+        ErrorCode::kContextLengthExceeded,
+        fmt::format(
+            "This model's maximum context length is {} tokens: a prompt of {} bytes is longer.",
+            context, text.size()),
+        param);
   std::vector<int32_t> ids;
   try {
     ids = model.tokenizer->encode(text, add_special);

@@ -12,9 +12,7 @@ namespace json = boost::json;
 
 constexpr float kLowestLogprob = -9999.0f;  // JSON has no -Infinity; other servers write the same
 
-json::string_view view(std::string_view s) {
-  return {s.data(), s.size()};
-}
+json::string_view view(std::string_view s) { return {s.data(), s.size()}; }
 
 json::value finish_reason(FinishReason finish) {
   if (finish == FinishReason::kStop) return "stop";

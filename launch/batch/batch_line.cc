@@ -4,8 +4,8 @@
 
 #include <boost/json/serialize.hpp>
 
+#include "launch/api/open_call.h"
 #include "launch/api/strict_json.h"
-#include "launch/batch/open_call.h"
 
 namespace millrace {
 namespace {

@@ -15,9 +15,9 @@
 
 #include "engine/base/hash.h"
 #include "engine/base/log.h"
+#include "launch/api/open_call.h"
 #include "launch/batch/batch_file.h"
 #include "launch/batch/batch_line.h"
-#include "launch/batch/open_call.h"
 #include "launch/batch/progress.h"
 
 namespace millrace {

@@ -27,9 +27,7 @@ Connection::Connection(Socket socket, Hub& hub, asio::thread_pool& text_pool)
       write_stall_(socket_.get_executor()),
       reader_(hub.config.limits) {}
 
-Connection::~Connection() {
-  hub_.remove(this);
-}
+Connection::~Connection() { hub_.remove(this); }
 
 void Connection::start() {
   asio::post(socket_.get_executor(), bound([this] {

@@ -11,7 +11,7 @@
 #include <memory>
 #include <string>
 
-#include "launch/batch/open_call.h"
+#include "launch/api/open_call.h"
 #include "launch/gateway/hub.h"
 #include "launch/gateway/request_reader.h"
 #include "launch/gateway/router.h"

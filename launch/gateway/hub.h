@@ -12,8 +12,8 @@
 #include <unordered_map>
 
 #include "engine/base/status.h"
+#include "launch/api/engine_api.h"
 #include "launch/api/model_context.h"
-#include "launch/cluster/engine_api.h"
 #include "launch/gateway/server.h"
 
 namespace millrace {

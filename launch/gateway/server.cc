@@ -116,13 +116,9 @@ Server::Server(const ServerConfig& config) : impl_(std::make_unique<Impl>(config
   impl_->listen();
 }
 
-Server::~Server() {
-  impl_->stop();
-}
+Server::~Server() { impl_->stop(); }
 
-uint16_t Server::port() const {
-  return impl_->port;
-}
+uint16_t Server::port() const { return impl_->port; }
 
 void Server::set_engine(EngineApi& engine, ModelContext model) {
   impl_->hub.set_serving(engine, std::move(model));
@@ -158,8 +154,6 @@ void Server::drain_and_stop() {
   impl_->stop();
 }
 
-void Server::fail(const Status& status) {
-  impl_->hub.set_failed(status);
-}
+void Server::fail(const Status& status) { impl_->hub.set_failed(status); }
 
 }  // namespace millrace

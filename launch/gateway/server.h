@@ -7,8 +7,8 @@
 #include <memory>
 #include <string>
 
+#include "launch/api/engine_api.h"
 #include "launch/api/model_context.h"
-#include "launch/cluster/engine_api.h"
 
 namespace millrace {
 

@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "launch/api/engine_api.h"
 #include "launch/api/openai.h"
 #include "launch/api/output.h"
-#include "launch/cluster/engine_api.h"
 
 namespace millrace {
 

@@ -1,4 +1,4 @@
-#include "launch/batch/open_call.h"
+#include "launch/api/open_call.h"
 
 #include <fmt/format.h>
 
@@ -8,9 +8,7 @@
 namespace millrace {
 namespace {
 
-std::string event(const std::string& json) {
-  return "data: " + json + "\n\n";
-}
+std::string event(const std::string& json) { return "data: " + json + "\n\n"; }
 
 }  // namespace
 
@@ -33,9 +31,7 @@ OpenCall::OpenCall(EngineApi& engine, const ModelContext& model, ApiCall call)
   num_open_ = choices_.size();
 }
 
-OpenCall::~OpenCall() {
-  cancel_all();
-}
+OpenCall::~OpenCall() { cancel_all(); }
 
 void OpenCall::submit(const std::function<EmissionCallback(size_t)>& callback) {
   for (size_t i = 0; i < choices_.size(); ++i) {
