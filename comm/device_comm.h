@@ -20,8 +20,8 @@ class DeviceComm {
   virtual void all_reduce_sum(const TensorView& x) = 0;
   // out [T, sum of cols]: row t is the ranks' rows t side by side; `cols` has each rank's width.
   // mine: f32 [T, cols[rank]], contiguous; out contiguous.
-  virtual void all_gather_cols(const TensorView& mine, std::span<const int64_t> cols,
-                               const TensorView& out) = 0;
+  virtual void all_gather_cols(
+      const TensorView& mine, std::span<const int64_t> cols, const TensorView& out) = 0;
 };
 
 // A group of one: nothing to do.

@@ -27,9 +27,7 @@ std::array<uint8_t, 32> random_bytes() {
 
 }  // namespace
 
-SessionKey make_session_key() {
-  return random_bytes();
-}
+SessionKey make_session_key() { return random_bytes(); }
 
 namespace handshake {
 
@@ -46,7 +44,7 @@ std::array<uint8_t, kPrefixBytes> prefix() {
 }
 
 Mac sign(const SessionKey& key, std::string_view label, const Nonce& first, const Nonce& second,
-         int32_t rank) {
+    int32_t rank) {
   ByteWriter message;  // its parts are told apart by the label's length, fixed per label
   for (const char c : label) message.put(c);
   for (const uint8_t byte : first) message.put(byte);
@@ -56,7 +54,7 @@ Mac sign(const SessionKey& key, std::string_view label, const Nonce& first, cons
   Mac mac;
   unsigned int length = 0;
   const uint8_t* done = HMAC(EVP_sha256(), key.data(), static_cast<int>(key.size()), bytes.data(),
-                             bytes.size(), mac.data(), &length);
+      bytes.size(), mac.data(), &length);
   CHECK(done != nullptr && length == mac.size(), "HMAC-SHA256 failed");
   return mac;
 }
@@ -82,14 +80,11 @@ static_assert(kMacAt + sizeof(Mac) == kAnswerBytes);
 
 }  // namespace
 
-Nonce make_nonce() {
-  return random_bytes();
-}
+Nonce make_nonce() { return random_bytes(); }
 
 bool prefix_fits(std::span<const uint8_t> received) {
   const auto expected = prefix();
-  return std::equal(
-      expected.begin(),
+  return std::equal(expected.begin(),
       expected.begin() + static_cast<ptrdiff_t>(std::min(expected.size(), received.size())),
       received.begin());
 }
@@ -108,7 +103,7 @@ bool read_challenge(const Challenge& challenge, Nonce* coordinator_nonce) {
 }
 
 Answer make_answer(const SessionKey& key, const Nonce& coordinator_nonce, const Nonce& worker_nonce,
-                   int32_t rank) {
+    int32_t rank) {
   Answer answer;
   copy_to(answer, 0, prefix());
   std::memcpy(answer.data() + kRankAt, &rank, sizeof rank);
@@ -118,7 +113,7 @@ Answer make_answer(const SessionKey& key, const Nonce& coordinator_nonce, const 
 }
 
 bool read_answer(const SessionKey& key, const Nonce& coordinator_nonce, const Answer& answer,
-                 int32_t* rank, Nonce* worker_nonce) {
+    int32_t* rank, Nonce* worker_nonce) {
   if (!prefix_fits(answer)) return false;
   int32_t claimed_rank;
   std::memcpy(&claimed_rank, answer.data() + kRankAt, sizeof claimed_rank);
@@ -131,13 +126,11 @@ bool read_answer(const SessionKey& key, const Nonce& coordinator_nonce, const An
 }
 
 Mac make_proof(const SessionKey& key, const Nonce& coordinator_nonce, const Nonce& worker_nonce,
-               int32_t rank) {
+    int32_t rank) {
   return sign(key, "coordinator", worker_nonce, coordinator_nonce, rank);
 }
 
-bool equal(const Mac& a, const Mac& b) {
-  return CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
-}
+bool equal(const Mac& a, const Mac& b) { return CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0; }
 
 }  // namespace handshake
 

@@ -37,14 +37,14 @@ Challenge make_challenge(const Nonce& coordinator_nonce);
 // False unless magic and version are ours.
 bool read_challenge(const Challenge& challenge, Nonce* coordinator_nonce);
 
-Answer make_answer(const SessionKey& key, const Nonce& coordinator_nonce, const Nonce& worker_nonce,
-                   int32_t rank);
+Answer make_answer(
+    const SessionKey& key, const Nonce& coordinator_nonce, const Nonce& worker_nonce, int32_t rank);
 // False unless the worker holds the key; only then are rank and nonce set.
 bool read_answer(const SessionKey& key, const Nonce& coordinator_nonce, const Answer& answer,
-                 int32_t* rank, Nonce* worker_nonce);
+    int32_t* rank, Nonce* worker_nonce);
 
-Mac make_proof(const SessionKey& key, const Nonce& coordinator_nonce, const Nonce& worker_nonce,
-               int32_t rank);
+Mac make_proof(
+    const SessionKey& key, const Nonce& coordinator_nonce, const Nonce& worker_nonce, int32_t rank);
 bool equal(const Mac& a, const Mac& b);  // in constant time
 
 }  // namespace millrace::handshake

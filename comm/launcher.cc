@@ -39,9 +39,7 @@ const Launcher* find_launcher() {
 
 }  // namespace
 
-bool launched_by_mpi() {
-  return find_launcher() != nullptr;
-}
+bool launched_by_mpi() { return find_launcher() != nullptr; }
 
 int launcher_rank() {
   const Launcher* launcher = find_launcher();

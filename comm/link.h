@@ -58,7 +58,7 @@ class LinkListener {
   // it does not run; nothing is called once the listener is stopped or destroyed, while the links
   // it handed over live on.
   LinkListener(boost::asio::io_context& io, const std::string& address, const SessionKey& key,
-               int num_ranks, LinkEvents events, OnLink on_link);
+      int num_ranks, LinkEvents events, OnLink on_link);
   ~LinkListener();
   LinkListener(const LinkListener&) = delete;
   uint16_t port() const;
@@ -72,8 +72,7 @@ class LinkListener {
 // Dials the coordinator and proves the key both ways. `addresses` are tried in turn. Throws
 // Error(kAddress) naming the address and reason after `timeout_s`.
 std::unique_ptr<CoordinatorLink> dial_coordinator(const std::vector<std::string>& addresses,
-                                                  uint16_t port, const SessionKey& key, int rank,
-                                                  int timeout_s);
+    uint16_t port, const SessionKey& key, int rank, int timeout_s);
 
 // Both ends in one process (mode 1): frames move through queues, no socket is opened.
 struct InProcessLink {

@@ -43,7 +43,7 @@ using StrangerPtr = std::shared_ptr<Stranger>;
 
 struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
   Impl(boost::asio::io_context& io_context, const SessionKey& session_key, int num_ranks,
-       LinkEvents link_events, OnLink link_callback)
+      LinkEvents link_events, OnLink link_callback)
       : key(session_key),
         seen(static_cast<size_t>(num_ranks)),
         events(std::make_shared<const LinkEvents>(std::move(link_events))),
@@ -60,8 +60,8 @@ struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
       port = acceptor.local_endpoint().port();
     } catch (const boost::system::system_error& error) {
       throw Error(ExitCode::kAddress,
-                  fmt::format("cannot listen for workers on {}: {}; name an address of this host",
-                              address, error.code().message()));
+          fmt::format("cannot listen for workers on {}: {}; name an address of this host", address,
+              error.code().message()));
     }
   }
 
@@ -102,10 +102,10 @@ struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
       if (!error) self->drop(stranger, "no proof within 10 seconds");
     });
     boost::asio::async_write(stranger->socket, boost::asio::buffer(stranger->challenge),
-                             [self = shared_from_this(), stranger](ErrorCodeType error, size_t) {
-                               if (error) return self->drop(stranger, error.message());
-                               self->read_answer(stranger);
-                             });
+        [self = shared_from_this(), stranger](ErrorCodeType error, size_t) {
+          if (error) return self->drop(stranger, error.message());
+          self->read_answer(stranger);
+        });
   }
 
   void read_answer(const StrangerPtr& stranger) {
@@ -116,8 +116,7 @@ struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
       if (error || !handshake::prefix_fits(bytes.first(received))) return 0;
       return bytes.size() - received;
     };
-    boost::asio::async_read(
-        stranger->socket, boost::asio::buffer(stranger->answer), wanted,
+    boost::asio::async_read(stranger->socket, boost::asio::buffer(stranger->answer), wanted,
         [self = shared_from_this(), stranger](ErrorCodeType error, size_t received) {
           if (error) return self->drop(stranger, error.message());
           if (received < handshake::kAnswerBytes) return self->drop(stranger, "not a worker");
@@ -129,8 +128,8 @@ struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
     if (stranger->dropped) return;
     int32_t rank = -1;
     handshake::Nonce worker_nonce;
-    if (!handshake::read_answer(key, stranger->coordinator_nonce, stranger->answer, &rank,
-                                &worker_nonce)) {
+    if (!handshake::read_answer(
+            key, stranger->coordinator_nonce, stranger->answer, &rank, &worker_nonce)) {
       return drop(stranger, "it does not hold the session key");
     }
     if (rank < 0 || static_cast<size_t>(rank) >= seen.size()) {
@@ -141,8 +140,7 @@ struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
     }
     seen[static_cast<size_t>(rank)] = true;
     stranger->proof = handshake::make_proof(key, stranger->coordinator_nonce, worker_nonce, rank);
-    boost::asio::async_write(
-        stranger->socket, boost::asio::buffer(stranger->proof),
+    boost::asio::async_write(stranger->socket, boost::asio::buffer(stranger->proof),
         [self = shared_from_this(), stranger, rank](ErrorCodeType error, size_t) {
           if (error || stranger->dropped) {
             self->seen[static_cast<size_t>(rank)] = false;  // it may dial again
@@ -192,22 +190,16 @@ struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
 };
 
 LinkListener::LinkListener(boost::asio::io_context& io, const std::string& address,
-                           const SessionKey& key, int num_ranks, LinkEvents events, OnLink on_link)
+    const SessionKey& key, int num_ranks, LinkEvents events, OnLink on_link)
     : impl_(std::make_shared<Impl>(io, key, num_ranks, std::move(events), std::move(on_link))) {
   impl_->listen(address);
   impl_->accept();
 }
 
-LinkListener::~LinkListener() {
-  stop();
-}
+LinkListener::~LinkListener() { stop(); }
 
-uint16_t LinkListener::port() const {
-  return impl_->port;
-}
+uint16_t LinkListener::port() const { return impl_->port; }
 
-void LinkListener::stop() {
-  impl_->stop();
-}
+void LinkListener::stop() { impl_->stop(); }
 
 }  // namespace millrace

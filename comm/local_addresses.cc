@@ -53,7 +53,7 @@ std::vector<std::string> local_addresses(bool local_only) {
     candidates.push_back({(is_local_bridge(entry->ifa_name) ? 2 : 0) + (ipv6 ? 1 : 0), text});
   }
   std::stable_sort(candidates.begin(), candidates.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.unlikely < b.unlikely; });
+      [](const Candidate& a, const Candidate& b) { return a.unlikely < b.unlikely; });
   std::vector<std::string> addresses;
   for (const Candidate& candidate : candidates) addresses.push_back(candidate.text);
   if (addresses.empty()) addresses.push_back("127.0.0.1");

@@ -43,14 +43,14 @@ class MpiGroup final : public DeviceComm {
     for (int64_t begin = 0; begin < x.count(); begin += max_piece) {
       const int64_t piece = std::min(max_piece, x.count() - begin);
       check_mpi(MPI_Allgather(data + begin, static_cast<int>(piece), MPI_FLOAT, scratch_.data(),
-                              static_cast<int>(piece), MPI_FLOAT, comm_),
-                "MPI_Allgather");
+                    static_cast<int>(piece), MPI_FLOAT, comm_),
+          "MPI_Allgather");
       sum_in_rank_order(data + begin, piece);
     }
   }
 
-  void all_gather_cols(const TensorView& mine, std::span<const int64_t> cols,
-                       const TensorView& out) override {
+  void all_gather_cols(
+      const TensorView& mine, std::span<const int64_t> cols, const TensorView& out) override {
     int64_t total = 0;
     CHECK(static_cast<int>(cols.size()) == size_, "{} widths for {} ranks", cols.size(), size_);
     for (const int64_t width : cols) total += width;
@@ -58,8 +58,8 @@ class MpiGroup final : public DeviceComm {
               out.contiguous() && mine.rows() == out.rows() &&
               mine.cols() == cols[static_cast<size_t>(rank_)] && out.cols() == total &&
               total <= INT_MAX,
-          "all_gather_cols of [{}, {}] into [{}, {}]", mine.rows(), mine.cols(), out.rows(),
-          out.cols());
+        "all_gather_cols of [{}, {}] into [{}, {}]", mine.rows(), mine.cols(), out.rows(),
+        out.cols());
     const std::lock_guard lock(*mutex_);
     const int64_t max_rows = std::max<int64_t>(1, kScratchFloats / std::max<int64_t>(1, total));
     for (int64_t begin = 0; begin < mine.rows(); begin += max_rows) {
@@ -77,7 +77,7 @@ class MpiGroup final : public DeviceComm {
   }
 
   void gather_rows(const TensorView& mine, std::span<const int64_t> cols, const TensorView& out,
-                   int64_t begin, int64_t rows) {
+      int64_t begin, int64_t rows) {
     int offset = 0;
     for (size_t r = 0; r < cols.size(); ++r) {
       counts_[r] = static_cast<int>(rows * cols[r]);
@@ -87,14 +87,14 @@ class MpiGroup final : public DeviceComm {
     // One row is laid out as it comes; several come rank by rank and are dealt into rows.
     float* to = rows == 1 ? out.row_as<float>(begin) : scratch_.data();
     check_mpi(MPI_Allgatherv(mine.row(begin), counts_[static_cast<size_t>(rank_)], MPI_FLOAT, to,
-                             counts_.data(), offsets_.data(), MPI_FLOAT, comm_),
-              "MPI_Allgatherv");
+                  counts_.data(), offsets_.data(), MPI_FLOAT, comm_),
+        "MPI_Allgatherv");
     if (rows == 1) return;
     int64_t column = 0;
     for (size_t r = 0; r < cols.size(); ++r) {
       for (int64_t t = 0; t < rows; ++t) {
         std::memcpy(out.row_as<float>(begin + t) + column, to + offsets_[r] + t * cols[r],
-                    static_cast<size_t>(cols[r]) * sizeof(float));
+            static_cast<size_t>(cols[r]) * sizeof(float));
       }
       column += cols[r];
     }

@@ -51,8 +51,8 @@ class MpiPeers final : public PeerComm {
     const std::lock_guard lock(*mutex_);
     Send send{next_token_++, MPI_REQUEST_NULL};
     check_mpi(MPI_Isend(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, to, tag, comm_,
-                        &send.request),
-              "MPI_Isend");
+                  &send.request),
+        "MPI_Isend");
     check_mpi(test(send), "MPI_Test");
     sends_.push_back(send);
     if (send.request != MPI_REQUEST_NULL) {
@@ -67,8 +67,8 @@ class MpiPeers final : public PeerComm {
 
   void wait_send(SendToken token) override {
     const std::lock_guard lock(*mutex_);
-    const auto it = std::find_if(sends_.begin(), sends_.end(),
-                                 [token](const Send& send) { return send.token == token; });
+    const auto it = std::find_if(
+        sends_.begin(), sends_.end(), [token](const Send& send) { return send.token == token; });
     CHECK(it != sends_.end(), "send {} is not known or was waited for", token);
     check_mpi(MPI_Wait(&it->request, MPI_STATUS_IGNORE), "MPI_Wait");
     check_mpi(background_error_, "MPI_Test");
@@ -88,7 +88,7 @@ class MpiPeers final : public PeerComm {
     int count = 0;
     MPI_Get_count(&status, MPI_BYTE, &count);
     CHECK(static_cast<size_t>(count) == bytes.size(), "rank {} sent {} bytes, {} are due", from,
-          count, bytes.size());
+        count, bytes.size());
   }
 
  private:

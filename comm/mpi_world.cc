@@ -26,8 +26,8 @@ void check_mpi(int result, const char* verb) {
   int length = 0;
   MPI_Error_string(result, text, &length);
   throw Error(ExitCode::kWorkerLost,
-              fmt::format("{} failed: {}; another rank may have ended, its log comes first", verb,
-                          std::string_view(text, static_cast<size_t>(length))));
+      fmt::format("{} failed: {}; another rank may have ended, its log comes first", verb,
+          std::string_view(text, static_cast<size_t>(length))));
 }
 
 void free_mpi_comm(int handle, std::mutex& mutex) {
@@ -44,9 +44,7 @@ struct MpiWorld::Impl {
   int exceptions = std::uncaught_exceptions();
   int rank = 0;
   int size = 1;
-  int local_rank = 0;
   int local_size = 1;
-  std::string host;
 };
 
 MpiWorld::MpiWorld() : impl_(std::make_unique<Impl>()) {
@@ -58,22 +56,17 @@ MpiWorld::MpiWorld() : impl_(std::make_unique<Impl>()) {
   }
   if (provided < MPI_THREAD_SERIALIZED) {
     throw Error(ExitCode::kLayout,
-                "this MPI library was built without thread support; use Open MPI 4.1 or newer");
+        "this MPI library was built without thread support; use Open MPI 4.1 or newer");
   }
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);  // inherited by what is made of it
   check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &impl_->rank), "MPI_Comm_rank");
   check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &impl_->size), "MPI_Comm_size");
   MPI_Comm host_comm;
-  check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, impl_->rank, MPI_INFO_NULL,
-                                &host_comm),
-            "MPI_Comm_split_type");
-  MPI_Comm_rank(host_comm, &impl_->local_rank);
+  check_mpi(MPI_Comm_split_type(
+                MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, impl_->rank, MPI_INFO_NULL, &host_comm),
+      "MPI_Comm_split_type");
   MPI_Comm_size(host_comm, &impl_->local_size);
   MPI_Comm_free(&host_comm);
-  char name[MPI_MAX_PROCESSOR_NAME] = "";
-  int length = 0;
-  check_mpi(MPI_Get_processor_name(name, &length), "MPI_Get_processor_name");
-  impl_->host.assign(name, static_cast<size_t>(length));
 }
 
 MpiWorld::~MpiWorld() {
@@ -84,21 +77,9 @@ MpiWorld::~MpiWorld() {
   MPI_Finalize();
 }
 
-int MpiWorld::rank() const {
-  return impl_->rank;
-}
-int MpiWorld::size() const {
-  return impl_->size;
-}
-int MpiWorld::local_rank() const {
-  return impl_->local_rank;
-}
-int MpiWorld::local_size() const {
-  return impl_->local_size;
-}
-std::string MpiWorld::host() const {
-  return impl_->host;
-}
+int MpiWorld::rank() const { return impl_->rank; }
+int MpiWorld::size() const { return impl_->size; }
+int MpiWorld::local_size() const { return impl_->local_size; }
 
 Bytes MpiWorld::broadcast(const Bytes& bytes, int root) const {
   CHECK(root >= 0 && root < impl_->size, "root {} of {}", root, impl_->size);

@@ -24,13 +24,11 @@ class MpiWorld {
 
   int rank() const;
   int size() const;
-  int local_rank() const;  // among the ranks of this host
-  int local_size() const;
-  std::string host() const;
+  int local_size() const;  // ranks on this host
 
   // Rank `root`'s bytes on every rank; collective.
   Bytes broadcast(const Bytes& bytes, int root) const;
-  // Sum, minimum etc. are the coordinator's business; this only joins ranks before they leave.
+  // Joins all ranks.
   void barrier() const;
   // Ends every rank of the job at once with this code; does not return.
   [[noreturn]] void abort(int exit_code) const;

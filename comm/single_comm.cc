@@ -12,8 +12,8 @@ class SingleComm final : public DeviceComm {
   int rank() const override { return 0; }
   int size() const override { return 1; }
   void all_reduce_sum(const TensorView&) override {}
-  void all_gather_cols(const TensorView& mine, std::span<const int64_t> cols,
-                       const TensorView& out) override {
+  void all_gather_cols(
+      const TensorView& mine, std::span<const int64_t> cols, const TensorView& out) override {
     CHECK(cols.size() == 1 && mine.count() == out.count() && mine.contiguous() && out.contiguous());
     if (mine.data == out.data) return;
     std::memcpy(out.data, mine.data, static_cast<size_t>(dtype_bytes(mine.dtype, mine.count())));
@@ -22,8 +22,6 @@ class SingleComm final : public DeviceComm {
 
 }  // namespace
 
-std::unique_ptr<DeviceComm> make_single_comm() {
-  return std::make_unique<SingleComm>();
-}
+std::unique_ptr<DeviceComm> make_single_comm() { return std::make_unique<SingleComm>(); }
 
 }  // namespace millrace

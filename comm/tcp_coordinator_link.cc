@@ -141,8 +141,7 @@ struct AddressList {
 
 // One try at one address: a link, or the reason why not.
 std::unique_ptr<CoordinatorLink> dial_once(const std::string& address, uint16_t port,
-                                           const SessionKey& key, int rank, milliseconds limit,
-                                           std::string* reason) {
+    const SessionKey& key, int rank, milliseconds limit, std::string* reason) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
   AddressList list;
@@ -171,8 +170,7 @@ std::unique_ptr<CoordinatorLink> dial_once(const std::string& address, uint16_t 
 }  // namespace
 
 std::unique_ptr<CoordinatorLink> dial_coordinator(const std::vector<std::string>& addresses,
-                                                  uint16_t port, const SessionKey& key, int rank,
-                                                  int timeout_s) {
+    uint16_t port, const SessionKey& key, int rank, int timeout_s) {
   const auto deadline = Clock::now() + std::chrono::seconds(timeout_s);
   std::string reasons;
   for (;;) {
@@ -190,9 +188,9 @@ std::unique_ptr<CoordinatorLink> dial_coordinator(const std::vector<std::string>
     std::this_thread::sleep_for(kRetryPause);
   }
   throw Error(ExitCode::kAddress,
-              fmt::format("rank {} cannot reach the coordinator within {} s ({}); check that its "
-                          "host accepts connections from this one",
-                          rank, timeout_s, reasons.empty() ? "no address given" : reasons));
+      fmt::format("rank {} cannot reach the coordinator within {} s ({}); check that its "
+                  "host accepts connections from this one",
+          rank, timeout_s, reasons.empty() ? "no address given" : reasons));
 }
 
 }  // namespace millrace

@@ -25,10 +25,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void read_header() {
     frame_.resize(kFrameHeaderBytes);
     boost::asio::async_read(socket_, boost::asio::buffer(frame_),
-                            [self = shared_from_this()](ErrorCodeType error, size_t) {
-                              if (error) return self->lost(error);
-                              self->read_body();
-                            });
+        [self = shared_from_this()](ErrorCodeType error, size_t) {
+          if (error) return self->lost(error);
+          self->read_body();
+        });
   }
 
   void send(std::shared_ptr<const Bytes> frame) {
@@ -42,8 +42,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     closing_ = true;
     // Told from a clean stack: close() may be called from anywhere in the coordinator.
     if (queue_.empty()) {
-      boost::asio::post(socket_.get_executor(),
-                        [self = shared_from_this()] { self->finish_sending(); });
+      boost::asio::post(
+          socket_.get_executor(), [self = shared_from_this()] { self->finish_sending(); });
     }
   }
 
@@ -58,11 +58,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
     if (!decode(frame_, &header)) return end("the worker sent a malformed frame");
     frame_.resize(kFrameHeaderBytes + header.length);
     boost::asio::async_read(socket_,
-                            boost::asio::buffer(frame_.data() + kFrameHeaderBytes, header.length),
-                            [self = shared_from_this()](ErrorCodeType error, size_t) {
-                              if (error) return self->lost(error);
-                              self->hand_over();
-                            });
+        boost::asio::buffer(frame_.data() + kFrameHeaderBytes, header.length),
+        [self = shared_from_this()](ErrorCodeType error, size_t) {
+          if (error) return self->lost(error);
+          self->hand_over();
+        });
   }
 
   void hand_over() {
@@ -75,10 +75,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   void write_next() {
     boost::asio::async_write(socket_, boost::asio::buffer(*queue_.front()),
-                             [self = shared_from_this()](ErrorCodeType error, size_t) {
-                               if (error) return self->lost(error);
-                               self->written();
-                             });
+        [self = shared_from_this()](ErrorCodeType error, size_t) {
+          if (error) return self->lost(error);
+          self->written();
+        });
   }
 
   void written() {
@@ -142,8 +142,8 @@ class Link final : public WorkerLink {
 
 }  // namespace
 
-TcpWorkerLink make_tcp_worker_link(tcp::socket socket, int rank,
-                                   std::shared_ptr<const LinkEvents> events) {
+TcpWorkerLink make_tcp_worker_link(
+    tcp::socket socket, int rank, std::shared_ptr<const LinkEvents> events) {
   auto connection = std::make_shared<Connection>(std::move(socket), rank, std::move(events));
   return {std::make_unique<Link>(connection), [connection] { connection->read_header(); }};
 }

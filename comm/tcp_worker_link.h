@@ -12,7 +12,7 @@ struct TcpWorkerLink {
   std::unique_ptr<WorkerLink> link;
   std::function<void()> start;  // begins to read; called once the link has been handed over
 };
-TcpWorkerLink make_tcp_worker_link(boost::asio::ip::tcp::socket socket, int rank,
-                                   std::shared_ptr<const LinkEvents> events);
+TcpWorkerLink make_tcp_worker_link(
+    boost::asio::ip::tcp::socket socket, int rank, std::shared_ptr<const LinkEvents> events);
 
 }  // namespace millrace

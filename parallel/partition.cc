@@ -37,7 +37,7 @@ void check_stage_count(int num_layers, int num_stages) {
   if (num_layers >= num_stages) return;
   throw Error(ExitCode::kLayout, fmt::format("{} layers cannot be cut into {} pipeline stages; use "
                                              "a --pipeline-parallel-size of {} or less",
-                                             num_layers, num_stages, num_layers));
+                                     num_layers, num_stages, num_layers));
 }
 
 // The cost of a stage that owns layers [begin, end).
@@ -47,7 +47,7 @@ class StageCosts {
       : sums_(layer_costs.size() + 1), embedding_(embedding_cost), head_(head_cost) {
     for (size_t i = 0; i < layer_costs.size(); ++i) {
       CHECK(layer_costs[i] >= 0 && std::isfinite(layer_costs[i]), "layer {} costs {}", i,
-            layer_costs[i]);
+          layer_costs[i]);
       sums_[i + 1] = sums_[i] + layer_costs[i];
     }
   }
@@ -74,8 +74,8 @@ template <typename StageCost, typename Combine>
 Cut best_cut(int num_layers, int num_stages, const StageCost& stage_cost, const Combine& combine) {
   const auto width = static_cast<size_t>(num_layers) + 1;
   // best[s][end]: stages 0..s own layers [0, end); from[s][end]: where stage s begins.
-  std::vector<std::vector<double>> best(static_cast<size_t>(num_stages),
-                                        std::vector<double>(width, kInfinity));
+  std::vector<std::vector<double>> best(
+      static_cast<size_t>(num_stages), std::vector<double>(width, kInfinity));
   std::vector<std::vector<int>> from(static_cast<size_t>(num_stages), std::vector<int>(width, 0));
   for (int end = 1; end <= num_layers; ++end) {
     best[0][static_cast<size_t>(end)] = stage_cost(0, end);
@@ -102,8 +102,8 @@ Cut best_cut(int num_layers, int num_stages, const StageCost& stage_cost, const 
 
 }  // namespace
 
-std::vector<Stage> partition_layers(std::span<const double> layer_costs, double embedding_cost,
-                                    double head_cost, int num_stages) {
+std::vector<Stage> partition_layers(
+    std::span<const double> layer_costs, double embedding_cost, double head_cost, int num_stages) {
   const StageCosts costs(layer_costs, embedding_cost, head_cost);
   const int num_layers = costs.num_layers();
   check_stage_count(num_layers, num_stages);
@@ -119,8 +119,8 @@ std::vector<Stage> partition_layers(std::span<const double> layer_costs, double 
   return to_stages(even.first_layers, num_layers);
 }
 
-std::vector<Stage> partition_by_hand(std::span<const int32_t> layers_per_stage, int num_layers,
-                                     int num_stages) {
+std::vector<Stage> partition_by_hand(
+    std::span<const int32_t> layers_per_stage, int num_layers, int num_stages) {
   std::vector<int> first_layers;
   int64_t sum = 0;
   bool positive = true;
@@ -131,23 +131,21 @@ std::vector<Stage> partition_by_hand(std::span<const int32_t> layers_per_stage, 
   }
   if (!positive || sum != num_layers ||
       layers_per_stage.size() != static_cast<size_t>(num_stages)) {
-    throw Error(
-        ExitCode::kLayout,
+    throw Error(ExitCode::kLayout,
         fmt::format("--pp-layers {} does not cut {} layers into {} stages; give {} positive "
                     "numbers that add up to {}",
-                    fmt::join(layers_per_stage, ","), num_layers, num_stages, num_stages,
-                    num_layers));
+            fmt::join(layers_per_stage, ","), num_layers, num_stages, num_stages, num_layers));
   }
   return to_stages(first_layers, num_layers);
 }
 
 HeadShard shard_heads(int num_heads, int num_kv_heads, int tp, int tp_rank) {
   CHECK(num_kv_heads >= 1 && num_heads % num_kv_heads == 0 && tp_rank >= 0 && tp_rank < tp,
-        "{} heads, {} KV heads, rank {} of {}", num_heads, num_kv_heads, tp_rank, tp);
+      "{} heads, {} KV heads, rank {} of {}", num_heads, num_kv_heads, tp_rank, tp);
   if (tp > num_heads) {
     throw Error(ExitCode::kLayout, fmt::format("{} attention heads cannot be cut over {} ranks; "
                                                "use a --tensor-parallel-size of {} or less",
-                                               num_heads, tp, num_heads));
+                                       num_heads, tp, num_heads));
   }
   const int64_t group = num_heads / num_kv_heads;  // query heads that read one KV head
   if (tp <= num_kv_heads) {
@@ -167,19 +165,19 @@ HeadShard shard_heads(int num_heads, int num_kv_heads, int tp, int tp_rank) {
 
 Range shard_columns(int64_t size, int64_t multiple, int tp, int tp_rank) {
   CHECK(size >= 1 && multiple >= 1 && tp_rank >= 0 && tp_rank < tp,
-        "{} columns in {}s, rank {} of "
-        "{}",
-        size, multiple, tp_rank, tp);
+      "{} columns in {}s, rank {} of "
+      "{}",
+      size, multiple, tp_rank, tp);
   const int64_t units = size / multiple;
   const int64_t remainder = size % multiple;
   if (units + (remainder > 0 ? 1 : 0) < tp) {
     throw Error(ExitCode::kLayout, fmt::format("{} columns in multiples of {} cannot be cut over "
                                                "{} ranks; use a lower --tensor-parallel-size",
-                                               size, multiple, tp));
+                                       size, multiple, tp));
   }
   const Range unit_range = deal(units, tp, tp_rank);
   return {unit_range.begin * multiple,
-          unit_range.size * multiple + (tp_rank == tp - 1 ? remainder : 0)};
+      unit_range.size * multiple + (tp_rank == tp - 1 ? remainder : 0)};
 }
 
 }  // namespace millrace

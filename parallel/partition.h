@@ -20,12 +20,12 @@ struct Stage {
 // (exact, by dynamic programming). costs: one per layer, any unit; the embedding's cost is added
 // to the first stage, the head's to the last. Every stage gets at least one layer; throws
 // Error(kLayout) when there are fewer layers than stages.
-std::vector<Stage> partition_layers(std::span<const double> layer_costs, double embedding_cost,
-                                    double head_cost, int num_stages);
+std::vector<Stage> partition_layers(
+    std::span<const double> layer_costs, double embedding_cost, double head_cost, int num_stages);
 // The same by hand ("9,9,8,6"); throws Error(kLayout) unless they are num_stages positive numbers
 // that add up to num_layers.
-std::vector<Stage> partition_by_hand(std::span<const int32_t> layers_per_stage, int num_layers,
-                                     int num_stages);
+std::vector<Stage> partition_by_hand(
+    std::span<const int32_t> layers_per_stage, int num_layers, int num_stages);
 
 struct Range {
   int64_t begin = 0;

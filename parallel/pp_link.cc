@@ -57,14 +57,14 @@ void PpLink::send_ids(int lane, std::span<const int32_t> ids) {
 void PpLink::receive_ids(std::span<int32_t> ids) {
   if (topology_.pp() == 1) {
     CHECK(!local_ids_.empty() && local_ids_.front().size() == ids.size(),
-          "{} ids expected of a step that sent others", ids.size());
+        "{} ids expected of a step that sent others", ids.size());
     std::copy(local_ids_.front().begin(), local_ids_.front().end(), ids.begin());
     local_ids_.pop_front();
     return;
   }
   const auto begin = Clock::now();
   peers_->receive({reinterpret_cast<uint8_t*>(ids.data()), ids.size_bytes()},
-                  topology_.rank_of_stage(topology_.pp() - 1), Tag::kIds);
+      topology_.rank_of_stage(topology_.pp() - 1), Tag::kIds);
   waited_ += Clock::now() - begin;
 }
 

@@ -10,7 +10,7 @@ class Topology {
  public:
   constexpr Topology(int tp, int pp, int rank) : tp_(tp), pp_(pp), rank_(rank) {
     CHECK(tp >= 1 && pp >= 1 && rank >= 0 && rank < tp * pp, "rank {} of tp {} x pp {}", rank, tp,
-          pp);
+        pp);
   }
   constexpr int tp() const { return tp_; }
   constexpr int pp() const { return pp_; }

@@ -13,8 +13,8 @@ void TpOps::reduce(const TensorView& x) {
   waited_ += Clock::now() - begin;
 }
 
-void TpOps::gather_logits(const TensorView& mine, std::span<const int64_t> shard_sizes,
-                          const TensorView& out) {
+void TpOps::gather_logits(
+    const TensorView& mine, std::span<const int64_t> shard_sizes, const TensorView& out) {
   const auto begin = Clock::now();
   comm_.all_gather_cols(mine, shard_sizes, out);
   waited_ += Clock::now() - begin;

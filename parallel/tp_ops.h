@@ -21,8 +21,8 @@ class TpOps {
   // After a row-parallel linear or the vocabulary-parallel embedding: x = sum over ranks.
   void reduce(const TensorView& x);
   // After the vocabulary-parallel head: logits of all shards side by side, the same on every rank.
-  void gather_logits(const TensorView& mine, std::span<const int64_t> shard_sizes,
-                     const TensorView& out);
+  void gather_logits(
+      const TensorView& mine, std::span<const int64_t> shard_sizes, const TensorView& out);
   // Time spent in collectives since the last call.
   std::chrono::nanoseconds take_wait_time();
 

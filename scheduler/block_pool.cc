@@ -27,7 +27,7 @@ BlockPool::BlockPool(uint32_t num_blocks) : counts_(num_blocks) {
 
 BlockPool::~BlockPool() {
   CHECK(num_free() == num_blocks(), "{} of {} blocks are still held", num_blocks() - num_free(),
-        num_blocks());
+      num_blocks());
 }
 
 Block BlockPool::allocate() {

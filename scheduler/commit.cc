@@ -8,8 +8,8 @@ namespace millrace {
 
 std::vector<Emission> Scheduler::State::commit(const StepResult& result) {
   CHECK(!flights.empty() && flights.front().number == result.sequence,
-        "the result of plan {} came, plan {} is due", result.sequence,
-        flights.empty() ? next_plan : flights.front().number);
+      "the result of plan {} came, plan {} is due", result.sequence,
+      flights.empty() ? next_plan : flights.front().number);
   const InFlight flight = std::move(flights.front());
   flights.pop_front();
   ++steps;
@@ -22,7 +22,7 @@ std::vector<Emission> Scheduler::State::commit(const StepResult& result) {
     tokens_computed += static_cast<uint64_t>(planned.count);
     if (planned.output) {
       CHECK(row != result.rows.end() && row->slot == sequence.slot,
-            "the result of plan {} has no row for slot {}", result.sequence, sequence.slot);
+          "the result of plan {} has no row for slot {}", result.sequence, sequence.slot);
       const RowResult& sampled = *row++;
       // One step ahead, a sequence may be planned past its end: what comes then is dropped.
       if (sequence.phase != Phase::kRetiring) {
@@ -34,7 +34,7 @@ std::vector<Emission> Scheduler::State::commit(const StepResult& result) {
     if (sequence.phase == Phase::kRetiring && sequence.in_flight == 0) forget(sequence);
   }
   CHECK(row == result.rows.end(), "the result of plan {} has {} rows", result.sequence,
-        result.rows.size());
+      result.rows.size());
   return emissions;
 }
 
@@ -43,8 +43,8 @@ Emission Scheduler::State::take_row(Sequence& sequence, const RowResult& row) {
   emission.id = sequence.id;
   if (row.status == RowStatus::kNonFinite) {
     emission.finish = FinishReason::kError;
-    emission.status = {ErrorCode::kInternal,
-                       "the model computed values that are not finite for this request", ""};
+    emission.status = {
+        ErrorCode::kInternal, "the model computed values that are not finite for this request", ""};
     return emission;
   }
   CHECK(row.tokens.size() == 1, "slot {} has {} tokens in one step", row.slot, row.tokens.size());

@@ -10,8 +10,8 @@
 namespace millrace {
 
 std::string Scheduler::State::check_integrity() const {
-  for (const auto check : {&State::check_sequences, &State::check_flights, &State::check_memory,
-                           &State::check_slots}) {
+  for (const auto check :
+      {&State::check_sequences, &State::check_flights, &State::check_memory, &State::check_slots}) {
     if (std::string broken = (this->*check)(); !broken.empty()) return broken;
   }
   return "";
@@ -68,8 +68,7 @@ std::string Scheduler::State::check_sequence(const Sequence& s) const {
       return s.prompt_left() <= 0 && s.num_computed < s.num_positions() ? "" : "bad decode";
     case Phase::kPlanned:
       return s.num_computed == s.num_positions() && s.in_flight > 0 ? "" : "planned, none is due";
-    case Phase::kRetiring:
-      return s.in_flight > 0 ? "" : "has ended and no plan names it";
+    case Phase::kRetiring: return s.in_flight > 0 ? "" : "has ended and no plan names it";
   }
   return "has no phase";
 }
@@ -99,13 +98,13 @@ std::string Scheduler::State::check_flights() const {
   for (const auto& [id, sequence] : sequences) {
     const Count count = counts[&sequence];
     if (count.plans != sequence.in_flight) {
-      return fmt::format("request {}: {} plans in flight, {} counted", id, count.plans,
-                         sequence.in_flight);
+      return fmt::format(
+          "request {}: {} plans in flight, {} counted", id, count.plans, sequence.in_flight);
     }
     const int32_t sampled = std::max(0, 1 - sequence.prompt_left());
     if (sequence.phase != Phase::kRetiring && sampled != sequence.num_emitted + count.outputs) {
       return fmt::format("request {}: {} tokens planned, {} emitted, {} in flight", id, sampled,
-                         sequence.num_emitted, count.outputs);
+          sequence.num_emitted, count.outputs);
     }
   }
   return counts.size() <= sequences.size() ? "" : "a plan in flight names a request that is gone";
@@ -122,12 +121,12 @@ std::string Scheduler::State::check_memory() const {
   }
   if (held.size() != num_held) return "a block is held twice";
   if (held.size() + pool.num_free() != pool.num_blocks()) {
-    return fmt::format("{} blocks held + {} free != {}", held.size(), pool.num_free(),
-                       pool.num_blocks());
+    return fmt::format(
+        "{} blocks held + {} free != {}", held.size(), pool.num_free(), pool.num_blocks());
   }
   if (reserved != reserved_blocks || reserved > pool.num_blocks()) {
-    return fmt::format("{} blocks reserved, {} counted, {} there", reserved_blocks, reserved,
-                       pool.num_blocks());
+    return fmt::format(
+        "{} blocks reserved, {} counted, {} there", reserved_blocks, reserved, pool.num_blocks());
   }
   return "";
 }

@@ -13,9 +13,7 @@ namespace {
 // step costs as much, its weights have to be read all the same.
 constexpr int64_t kMinChunk = 256;
 
-int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
@@ -50,8 +48,8 @@ bool Scheduler::State::decode_due(const Sequence& sequence) const {
 // lanes, so they are held back while a long (prefill) step is out: who arrives meanwhile needs one.
 bool Scheduler::State::filler_due() const {
   if (list(Phase::kDecode).empty()) return false;
-  return std::none_of(flights.begin(), flights.end(),
-                      [](const InFlight& flight) { return flight.has_prefill; });
+  return std::none_of(
+      flights.begin(), flights.end(), [](const InFlight& flight) { return flight.has_prefill; });
 }
 
 void Scheduler::State::plan_decodes(StepPlan& plan, InFlight& record) {
@@ -107,8 +105,8 @@ void Scheduler::State::admit(Sequence& sequence, StepPlan& plan) {
   admission.token_ids = sequence.request.prompt;
 }
 
-void Scheduler::State::add_row(Sequence& sequence, int32_t count, StepPlan& plan,
-                               InFlight& record) {
+void Scheduler::State::add_row(
+    Sequence& sequence, int32_t count, StepPlan& plan, InFlight& record) {
   Row& row = plan.rows.emplace_back();
   row.slot = sequence.slot;
   row.count = static_cast<uint16_t>(count);
@@ -136,8 +134,8 @@ void Scheduler::State::fail_oldest(std::vector<Emission>& failed) {
   Emission emission;
   emission.id = oldest.id;
   emission.finish = FinishReason::kError;
-  emission.status = {ErrorCode::kInternal,
-                     "the request cannot be scheduled though nothing else runs", ""};
+  emission.status = {
+      ErrorCode::kInternal, "the request cannot be scheduled though nothing else runs", ""};
   failed.push_back(std::move(emission));
   retire(oldest);
 }

@@ -15,8 +15,8 @@ Scheduler::State::State(const SchedulerConfig& config)
       table(config.max_num_seqs, config.block_size, config.num_blocks) {
   CHECK(config.pp >= 1 && config.num_blocks >= 1 && config.max_num_batched_tokens >= 1 &&
             config.max_queue >= 0,
-        "pp {}, {} blocks, {} tokens a step, queue of {}", config.pp, config.num_blocks,
-        config.max_num_batched_tokens, config.max_queue);
+      "pp {}, {} blocks, {} tokens a step, queue of {}", config.pp, config.num_blocks,
+      config.max_num_batched_tokens, config.max_queue);
   for (int slot = config.max_num_seqs; slot > 0; --slot) {
     free_slots.push_back(static_cast<uint16_t>(slot - 1));
   }
@@ -24,20 +24,20 @@ Scheduler::State::State(const SchedulerConfig& config)
 
 Status Scheduler::State::add(RequestId id, Request request) {
   CHECK(!request.prompt.empty() && request.max_tokens >= 1, "request {}: prompt of {}, {} to come",
-        id, request.prompt.size(), request.max_tokens);
+      id, request.prompt.size(), request.max_tokens);
   CHECK(!sequences.contains(id), "request {} is known already", id);
   const int64_t length = static_cast<int64_t>(request.prompt.size()) + request.max_tokens;
   const int64_t blocks = (length + config.block_size - 1) / config.block_size;
   if (blocks > config.num_blocks) {
     return {ErrorCode::kInvalidArgument,
-            fmt::format("prompt and max_tokens come to {} tokens, but the KV cache holds {}; ask "
-                        "for fewer tokens, or serve with a larger KV cache",
-                        length, int64_t{config.num_blocks} * config.block_size),
-            "max_tokens"};
+        fmt::format("prompt and max_tokens come to {} tokens, but the KV cache holds {}; ask "
+                    "for fewer tokens, or serve with a larger KV cache",
+            length, int64_t{config.num_blocks} * config.block_size),
+        "max_tokens"};
   }
   if (size(Phase::kWaiting) >= config.max_queue) {
     return {ErrorCode::kOverloaded,
-            fmt::format("{} requests are waiting already; retry later", config.max_queue), ""};
+        fmt::format("{} requests are waiting already; retry later", config.max_queue), ""};
   }
   Sequence& sequence = sequences[id];
   sequence.id = id;
@@ -84,28 +84,18 @@ void Scheduler::State::forget(Sequence& sequence) {
 Scheduler::Scheduler(const SchedulerConfig& config) : state_(std::make_unique<State>(config)) {}
 Scheduler::~Scheduler() = default;
 
-Status Scheduler::add(RequestId id, Request request) {
-  return state_->add(id, std::move(request));
-}
-void Scheduler::cancel(RequestId id) {
-  state_->cancel(id);
-}
+Status Scheduler::add(RequestId id, Request request) { return state_->add(id, std::move(request)); }
+void Scheduler::cancel(RequestId id) { state_->cancel(id); }
 
 std::optional<StepPlan> Scheduler::plan(std::vector<Emission>& failed) {
   return state_->plan(failed);
 }
 
-std::vector<Emission> Scheduler::commit(const StepResult& result) {
-  return state_->commit(result);
-}
+std::vector<Emission> Scheduler::commit(const StepResult& result) { return state_->commit(result); }
 
-int32_t Scheduler::num_in_flight() const {
-  return static_cast<int32_t>(state_->flights.size());
-}
+int32_t Scheduler::num_in_flight() const { return static_cast<int32_t>(state_->flights.size()); }
 
-bool Scheduler::idle() const {
-  return state_->sequences.empty() && state_->flights.empty();
-}
+bool Scheduler::idle() const { return state_->sequences.empty() && state_->flights.empty(); }
 
 SchedulerStats Scheduler::stats() const {
   const State& s = *state_;
@@ -120,8 +110,6 @@ SchedulerStats Scheduler::stats() const {
   return stats;
 }
 
-std::string Scheduler::check_integrity() const {
-  return state_->check_integrity();
-}
+std::string Scheduler::check_integrity() const { return state_->check_integrity(); }
 
 }  // namespace millrace

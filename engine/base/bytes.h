@@ -74,8 +74,8 @@ class ByteReader {
   // The next `size` bytes as a reader of their own (a section).
   ByteReader sub(size_t size) {
     const uint8_t* p = advance(size);
-    return ByteReader(p != nullptr ? std::span<const uint8_t>(p, size)
-                                   : std::span<const uint8_t>());
+    return ByteReader(
+        p != nullptr ? std::span<const uint8_t>(p, size) : std::span<const uint8_t>());
   }
   bool ok() const { return ok_; }
   bool done() const { return ok_ && rest_.empty(); }

@@ -11,8 +11,8 @@
 namespace millrace {
 
 // Prints "CHECK failed: <expression>: <message> at file:line (rank r, step s)" and aborts.
-[[noreturn]] void check_failed(std::string_view expression, std::string_view message,
-                               std::source_location where);
+[[noreturn]] void check_failed(
+    std::string_view expression, std::string_view message, std::source_location where);
 
 // What check_failed prints besides the place: set once per process, updated per step.
 void set_check_scope(int rank);
@@ -20,10 +20,10 @@ void set_check_step(uint64_t step);
 
 }  // namespace millrace
 
-#define CHECK(condition, ...)                                             \
-  do {                                                                    \
-    if (!(condition)) [[unlikely]] {                                      \
-      ::millrace::check_failed(#condition, ::fmt::format("" __VA_ARGS__), \
-                               std::source_location::current());          \
-    }                                                                     \
+#define CHECK(condition, ...)                                                          \
+  do {                                                                                 \
+    if (!(condition)) [[unlikely]] {                                                   \
+      ::millrace::check_failed(                                                        \
+          #condition, ::fmt::format("" __VA_ARGS__), std::source_location::current()); \
+    }                                                                                  \
   } while (false)

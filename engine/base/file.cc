@@ -44,7 +44,7 @@ void File::read_at(uint64_t offset, std::span<uint8_t> out) const {
     if (got == 0) {
       throw Error(exit_code_, fmt::format("'{}' ends at byte {}, {} bytes too early: the file is "
                                           "torn; copy or download it again",
-                                          path_, offset, out.size()));
+                                  path_, offset, out.size()));
     }
     offset += static_cast<uint64_t>(got);
     out = out.subspan(static_cast<size_t>(got));
@@ -55,7 +55,7 @@ std::string read_file(const std::string& path, uint64_t max_bytes, ExitCode exit
   const File file(path, exit_code);
   if (file.size() > max_bytes) {
     throw Error(exit_code, fmt::format("'{}' has {} bytes; at most {} are accepted for such a file",
-                                       path, file.size(), max_bytes));
+                               path, file.size(), max_bytes));
   }
   std::string text(file.size(), '\0');
   file.read_at(0, {reinterpret_cast<uint8_t*>(text.data()), text.size()});

@@ -39,28 +39,18 @@ Level level_from_name(std::string_view name) {
   if (name == "error") return Level::kError;
   if (name == "off") return Level::kOff;
   throw Error(ExitCode::kUsage,
-              fmt::format("unknown log level '{}': use debug, info, warning, error or off", name));
+      fmt::format("unknown log level '{}': use debug, info, warning, error or off", name));
 }
 
-bool enabled(Level level) {
-  return level >= threshold.load(std::memory_order_relaxed);
-}
+bool enabled(Level level) { return level >= threshold.load(std::memory_order_relaxed); }
 
 void write(Level level, std::string_view message) {
   if (!enabled(level)) return;
   switch (level) {
-    case Level::kDebug:
-      logger().debug(message);
-      break;
-    case Level::kInfo:
-      logger().info(message);
-      break;
-    case Level::kWarning:
-      logger().warn(message);
-      break;
-    default:
-      logger().error(message);
-      break;
+    case Level::kDebug: logger().debug(message); break;
+    case Level::kInfo: logger().info(message); break;
+    case Level::kWarning: logger().warn(message); break;
+    default: logger().error(message); break;
   }
 }
 

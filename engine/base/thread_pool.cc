@@ -43,8 +43,8 @@ void ThreadPool::take_ranges() {
   }
 }
 
-void ThreadPool::parallel_for(int64_t count, int64_t grain,
-                              const std::function<void(int64_t, int64_t)>& body) {
+void ThreadPool::parallel_for(
+    int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
   CHECK(grain >= 1);
   if (count <= 0) return;
   if (threads_.empty() || count <= grain) {

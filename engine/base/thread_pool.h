@@ -25,8 +25,8 @@ class ThreadPool {
   // Calls body(begin, end) over disjoint ranges that cover [0, count), each of at most `grain`
   // (the last shorter). Ranges are dealt dynamically, so a body's result must not depend on who
   // runs it. Returns when all are done. `body` must not throw.
-  void parallel_for(int64_t count, int64_t grain,
-                    const std::function<void(int64_t, int64_t)>& body);
+  void parallel_for(
+      int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
  private:
   void run_thread();

@@ -23,12 +23,11 @@ void Coordinator::State::on(SubmitEvent& event) {
       return refuse(event.id, ErrorCode::kUnavailable, "the model is loading; retry later");
     case Life::kDraining:
       return refuse(event.id, ErrorCode::kUnavailable,
-                    "the server is draining and takes no new requests; retry elsewhere");
+          "the server is draining and takes no new requests; retry elsewhere");
     case Life::kStopped:
     case Life::kFailed:
       return refuse(event.id, ErrorCode::kUnavailable, "the engine has ended; retry later");
-    case Life::kServing:
-      break;
+    case Life::kServing: break;
   }
   Status status = scheduler->add(event.id, std::move(event.request));
   if (!status.ok()) {
@@ -89,9 +88,7 @@ void Coordinator::State::refuse(RequestId id, ErrorCode code, std::string messag
   emit({.id = id, .finish = FinishReason::kError, .status = {code, std::move(message), ""}});
 }
 
-void Coordinator::State::emit(Emission emission) {
-  out.push_back(Emit{std::move(emission)});
-}
+void Coordinator::State::emit(Emission emission) { out.push_back(Emit{std::move(emission)}); }
 
 void Coordinator::State::send_all(FrameType type, const Bytes& body) {
   out.push_back(SendAll{std::make_shared<const Bytes>(make_frame(type, config.epoch, body))});
@@ -112,7 +109,7 @@ void Coordinator::State::finish(Life end, ExitCode code, std::string message) {
 
 void Coordinator::State::lose(int rank, const std::string& reason, ExitCode code) {
   const std::string lost = fmt::format("worker rank {} was lost{}: {}", rank,
-                                       life == Life::kLoading ? " while loading" : "", reason);
+      life == Life::kLoading ? " while loading" : "", reason);
   end_requests(lost + "; retry");
   finish(Life::kFailed, life == Life::kLoading ? code : ExitCode::kWorkerLost, lost);
 }
@@ -149,14 +146,14 @@ std::string Coordinator::check_integrity() const {
   if (std::string broken = s.scheduler->check_integrity(); !broken.empty()) return broken;
   const SchedulerStats known = s.scheduler->stats();
   if (static_cast<int32_t>(s.open.size()) != known.running + known.waiting) {
-    return fmt::format("{} requests open, {} running, {} waiting", s.open.size(), known.running,
-                       known.waiting);
+    return fmt::format(
+        "{} requests open, {} running, {} waiting", s.open.size(), known.running, known.waiting);
   }
   const auto in_flight = static_cast<int32_t>(s.expected.size());
   if (in_flight != s.scheduler->num_in_flight() ||
       s.results.back() + s.expected.size() != s.num_issued) {
-    return fmt::format("{} plans in flight, the scheduler says {}", in_flight,
-                       s.scheduler->num_in_flight());
+    return fmt::format(
+        "{} plans in flight, the scheduler says {}", in_flight, s.scheduler->num_in_flight());
   }
   return s.over() && !s.open.empty() ? "requests are open though the replica is over" : "";
 }

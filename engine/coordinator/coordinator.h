@@ -6,8 +6,6 @@
 // from anywhere when a rank is lost.
 #pragma once
 
-#include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <variant>
@@ -53,7 +51,7 @@ struct StopEvent {
   std::string reason;
 };  // stop now; open requests end as unavailable
 using Event = std::variant<SubmitEvent, CancelEvent, FrameEvent, LinkClosedEvent, TickEvent,
-                           DrainEvent, StopEvent>;
+    DrainEvent, StopEvent>;
 
 // --- actions
 struct SendAll {

@@ -15,7 +15,7 @@ namespace {
 // A code of the published table other than ok; an unknown number is a plain failure.
 ExitCode exit_code_of(int32_t number) {
   const bool known = (number >= static_cast<int>(ExitCode::kFailure) &&
-                      number <= static_cast<int>(ExitCode::kInput)) ||
+                         number <= static_cast<int>(ExitCode::kInput)) ||
                      number == static_cast<int>(ExitCode::kBug);
   return known ? static_cast<ExitCode>(number) : ExitCode::kFailure;
 }
@@ -35,18 +35,10 @@ void Coordinator::State::on(FrameEvent& event) {
     ranks[static_cast<size_t>(rank)].last_heard = now;
     const auto body = frame.subspan(kFrameHeaderBytes);
     switch (header.type) {
-      case FrameType::kReady:
-        valid = on_ready(rank, body);
-        break;
-      case FrameType::kResult:
-        valid = on_result(rank, body);
-        break;
-      case FrameType::kHeartbeat:
-        valid = on_heartbeat(rank, body);
-        break;
-      case FrameType::kFailed:
-        valid = on_failed(rank, body);
-        break;
+      case FrameType::kReady: valid = on_ready(rank, body); break;
+      case FrameType::kResult: valid = on_result(rank, body); break;
+      case FrameType::kHeartbeat: valid = on_heartbeat(rank, body); break;
+      case FrameType::kFailed: valid = on_failed(rank, body); break;
       default:  // what only a coordinator says
         valid = false;
     }
@@ -85,24 +77,24 @@ void Coordinator::State::start_serving() {
   }
   if (!others.empty()) {
     return finish(Life::kFailed, ExitCode::kModel,
-                  fmt::format("rank {} read another model or layout than rank 0; put the same "
-                              "files at {} on every host",
-                              others, config.engine.model_path));
+        fmt::format("rank {} read another model or layout than rank 0; put the same "
+                    "files at {} on every host",
+            others, config.engine.model_path));
   }
   const uint32_t num_blocks = smallest->ready->num_blocks;
   if (num_blocks == 0) {
     return finish(Life::kFailed, ExitCode::kOutOfMemory,
-                  fmt::format("rank {} has no memory left for the KV cache; use more ranks or a "
-                              "smaller model",
-                              smallest->ready->rank));
+        fmt::format("rank {} has no memory left for the KV cache; use more ranks or a "
+                    "smaller model",
+            smallest->ready->rank));
   }
   const EngineConfig& engine = config.engine;
   scheduler.emplace(SchedulerConfig{.pp = engine.pp,
-                                    .block_size = engine.block_size,
-                                    .num_blocks = num_blocks,
-                                    .max_num_seqs = engine.max_num_seqs,
-                                    .max_num_batched_tokens = engine.max_num_batched_tokens,
-                                    .max_queue = config.max_queue});
+      .block_size = engine.block_size,
+      .num_blocks = num_blocks,
+      .max_num_seqs = engine.max_num_seqs,
+      .max_num_batched_tokens = engine.max_num_batched_tokens,
+      .max_queue = config.max_queue});
   for (Rank& rank : ranks) rank.last_heard = now;
   life = Life::kServing;
   send_all(FrameType::kStart, encode(Start{num_blocks}));
@@ -134,10 +126,10 @@ bool Coordinator::State::answers_plan(const StepResult& result) const {
   if (result.stage + 1 < num_stages()) return result.rows.empty();
   const std::vector<uint16_t>& slots = expected.front();
   return std::equal(result.rows.begin(), result.rows.end(), slots.begin(), slots.end(),
-                    [](const RowResult& row, uint16_t slot) {
-                      const size_t num_tokens = row.status == RowStatus::kOk ? 1 : 0;
-                      return row.slot == slot && row.tokens.size() == num_tokens;
-                    });
+      [](const RowResult& row, uint16_t slot) {
+        const size_t num_tokens = row.status == RowStatus::kOk ? 1 : 0;
+        return row.slot == slot && row.tokens.size() == num_tokens;
+      });
 }
 
 bool Coordinator::State::on_heartbeat(int rank, std::span<const uint8_t> body) {
@@ -156,7 +148,7 @@ bool Coordinator::State::on_failed(int rank, std::span<const uint8_t> body) {
   Failed failed;
   if (!decode(body, &failed) || failed.rank != rank) return false;
   lose(rank, failed.message.empty() ? "it gave no reason" : failed.message,
-       exit_code_of(failed.exit_code));
+      exit_code_of(failed.exit_code));
   return true;
 }
 

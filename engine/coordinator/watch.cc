@@ -29,23 +29,21 @@ void Coordinator::State::watch_loading() {
     if (!ranks[rank].ready) missing += fmt::format("{}{}", missing.empty() ? "" : ", ", rank);
   }
   finish(Life::kFailed, ExitCode::kWorkerLost,
-         fmt::format("not ready after {} s: rank {}; look at its host and at what it logged",
-                     config.load_timeout / 1000, missing));
+      fmt::format("not ready after {} s: rank {}; look at its host and at what it logged",
+          config.load_timeout / 1000, missing));
 }
 
 bool Coordinator::State::all_beat(Millis at) const {
-  return std::all_of(ranks.begin(), ranks.end(), [&](const Rank& rank) {
-    return at - rank.last_heard <= config.heartbeat_timeout;
-  });
+  return std::all_of(ranks.begin(), ranks.end(),
+      [&](const Rank& rank) { return at - rank.last_heard <= config.heartbeat_timeout; });
 }
 
 void Coordinator::State::watch_heartbeats() {
   if (all_beat(now)) return;
-  const auto silent =
-      std::min_element(ranks.begin(), ranks.end(),
-                       [](const Rank& a, const Rank& b) { return a.last_heard < b.last_heard; });
+  const auto silent = std::min_element(ranks.begin(), ranks.end(),
+      [](const Rank& a, const Rank& b) { return a.last_heard < b.last_heard; });
   lose(static_cast<int>(silent - ranks.begin()),
-       fmt::format("no heartbeat for {} s", (now - silent->last_heard) / 1000));
+      fmt::format("no heartbeat for {} s", (now - silent->last_heard) / 1000));
 }
 
 // A rank without work stands still by right, and so does one that waits for a slow neighbour. But
@@ -64,8 +62,8 @@ void Coordinator::State::watch_progress() {
   const auto stuck = std::min_element(
       ranks.begin(), ranks.end(), [&](const Rank& a, const Rank& b) { return key(a) < key(b); });
   lose(static_cast<int>(stuck - ranks.begin()),
-       fmt::format("it hangs in step {}: no rank moved for {} s", stuck->heartbeat.steps_done,
-                   (now - newest) / 1000));
+      fmt::format("it hangs in step {}: no rank moved for {} s", stuck->heartbeat.steps_done,
+          (now - newest) / 1000));
 }
 
 }  // namespace millrace

@@ -30,15 +30,15 @@ class CpuDevice final : public Device {
     void* memory = MAP_FAILED;
     if (rounded >= kMapFrom) {
       memory = ::mmap(nullptr, static_cast<size_t>(rounded), PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     } else if (void* small = std::aligned_alloc(kAlignment, static_cast<size_t>(rounded))) {
       memory = std::memset(small, 0, static_cast<size_t>(rounded));
     }
     if (memory == MAP_FAILED) {
       throw Error(ExitCode::kOutOfMemory,
-                  fmt::format("no memory for {} ({:.1f} MiB): free some, lower --max-model-len or "
-                              "--kv-cache-memory, or use more ranks",
-                              what, static_cast<double>(bytes) / (1 << 20)));
+          fmt::format("no memory for {} ({:.1f} MiB): free some, lower --max-model-len or "
+                      "--kv-cache-memory, or use more ranks",
+              what, static_cast<double>(bytes) / (1 << 20)));
     }
     const auto free_memory = [rounded](void* p) {
       if (rounded >= kMapFrom) {
@@ -77,8 +77,6 @@ class CpuDevice final : public Device {
 
 }  // namespace
 
-std::unique_ptr<Device> make_cpu_device() {
-  return std::make_unique<CpuDevice>();
-}
+std::unique_ptr<Device> make_cpu_device() { return std::make_unique<CpuDevice>(); }
 
 }  // namespace millrace

@@ -19,27 +19,18 @@ struct DTypeInfo {
 
 constexpr DTypeInfo dtype_info(DType dtype) {
   switch (dtype) {
-    case DType::kF32:
-      return {"f32", 1, 4};
-    case DType::kF16:
-      return {"f16", 1, 2};
-    case DType::kBF16:
-      return {"bf16", 1, 2};
-    case DType::kI32:
-      return {"i32", 1, 4};
-    case DType::kQ8_0:
-      return {"q8_0", 32, 34};
-    case DType::kQ4_0:
-      return {"q4_0", 32, 18};
-    case DType::kQ4_1:
-      return {"q4_1", 32, 20};
+    case DType::kF32: return {"f32", 1, 4};
+    case DType::kF16: return {"f16", 1, 2};
+    case DType::kBF16: return {"bf16", 1, 2};
+    case DType::kI32: return {"i32", 1, 4};
+    case DType::kQ8_0: return {"q8_0", 32, 34};
+    case DType::kQ4_0: return {"q4_0", 32, 18};
+    case DType::kQ4_1: return {"q4_1", 32, 20};
   }
   return {"?", 1, 0};
 }
 
-constexpr bool is_quantized(DType dtype) {
-  return dtype_info(dtype).block_size > 1;
-}
+constexpr bool is_quantized(DType dtype) { return dtype_info(dtype).block_size > 1; }
 
 // Bytes of `count` elements; `count` is a multiple of the block size.
 constexpr int64_t dtype_bytes(DType dtype, int64_t count) {

@@ -74,7 +74,7 @@ struct TensorView {
   // Columns [begin, begin + n) of a 2-D view; block-aligned for quantized types.
   TensorView slice_cols(int64_t begin, int64_t n) const {
     CHECK(rank == 2 && begin >= 0 && n >= 0 && begin + n <= shape[1], "columns {}+{} of {}", begin,
-          n, shape[1]);
+        n, shape[1]);
     TensorView v = *this;
     v.data += dtype_bytes(dtype, begin);
     v.shape[1] = n;

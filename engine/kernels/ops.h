@@ -71,39 +71,39 @@ class Ops {
   // out[t] = table[ids[t] - first_id], or zeros when the id lies outside this shard's rows.
   // table: [rows, H] any dtype; out: f32 [T, H].
   virtual void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table,
-                     const TensorView& out) = 0;
+      const TensorView& out) = 0;
   // out = x / rms(x) * weight. x, out: f32 [T, H]; weight: f32 [H]. In place allowed.
-  virtual void rms_norm(const TensorView& x, const TensorView& weight, float eps,
-                        const TensorView& out) = 0;
+  virtual void rms_norm(
+      const TensorView& x, const TensorView& weight, float eps, const TensorView& out) = 0;
   // residual += x, then out = rms_norm(residual).
   virtual void add_rms_norm(const TensorView& x, const TensorView& residual,
-                            const TensorView& weight, float eps, const TensorView& out) = 0;
+      const TensorView& weight, float eps, const TensorView& out) = 0;
   // out = x · wᵀ (+ bias). x: f32 [T, K]; w: [N, K] any dtype, rows as stored; bias: f32 [N] or an
   // empty view; out: f32 [T, N], its rows may be strided.
-  virtual void linear(const TensorView& x, const TensorView& w, const TensorView& bias,
-                      const TensorView& out) = 0;
+  virtual void linear(
+      const TensorView& x, const TensorView& w, const TensorView& bias, const TensorView& out) = 0;
   // Rotates q in place and k, then writes k and v to the cache at each token's position.
   // q: f32 [T, Hq*D]; k, v: f32 [T, Hkv*D] (rows may be strided); cache: f32.
   virtual void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,
-                             const RopeTable& rope, const AttentionShape& shape,
-                             const BatchView& batch, const KvCacheView& cache) = 0;
+      const RopeTable& rope, const AttentionShape& shape, const BatchView& batch,
+      const KvCacheView& cache) = 0;
   // Causal attention of every token over its sequence's cache, positions 0..its own.
   // q: f32 [T, Hq*D] (rows may be strided); out: f32 [T, Hq*D].
   virtual void attention(const TensorView& q, const KvCacheView& cache, const AttentionShape& shape,
-                         const BatchView& batch, const TensorView& out) = 0;
+      const BatchView& batch, const TensorView& out) = 0;
   // out = silu(gate) * up. gate, up: f32 [T, I] (rows may be strided); out: f32 [T, I].
   virtual void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out) = 0;
   // x += y, both f32 [T, H].
   virtual void add(const TensorView& x, const TensorView& y) = 0;
   // out[i] = x[rows[i]]: the hidden rows that need logits.
-  virtual void gather_rows(const TensorView& x, std::span<const int32_t> rows,
-                           const TensorView& out) = 0;
+  virtual void gather_rows(
+      const TensorView& x, std::span<const int32_t> rows, const TensorView& out) = 0;
   // Draws one token per row. logits: f32 [R, V], overwritten. Penalties, then logprobs of the
   // unmodified distribution (as vLLM's raw logprobs), then temperature, top-k, top-p, min-p; the
   // draw is argmax(logit/temperature + Gumbel noise(Philox(seed, position, token id))).
   // Greedy ties go to the lowest id.
   virtual void sample(const TensorView& logits, std::span<const SampleRow> rows,
-                      std::span<SampleResult> results) = 0;
+      std::span<SampleResult> results) = 0;
 };
 
 // `pool` outlives the result. Picks AVX-512, AVX2 or scalar kernels by what the CPU has;

@@ -54,8 +54,8 @@ void FileCheckpoint::read(const std::string& tensor, Range rows, Range cols, uin
   const int64_t width = is_vector ? shape[0] : checked_count(shape) / std::max<int64_t>(height, 1);
   CHECK(lines.begin >= 0 && lines.size >= 0 && lines.begin <= height - lines.size &&
             columns.begin >= 0 && columns.size >= 0 && columns.begin <= width - columns.size,
-        "rows {}+{}, columns {}+{} of '{}' [{}]", rows.begin, rows.size, cols.begin, cols.size,
-        tensor, fmt::join(shape, ", "));
+      "rows {}+{}, columns {}+{} of '{}' [{}]", rows.begin, rows.size, cols.begin, cols.size,
+      tensor, fmt::join(shape, ", "));
   const DType dtype = stored.info.dtype;
   const int block = dtype_info(dtype).block_size;
   CHECK(columns.begin % block == 0 && columns.size % block == 0, "'{}' cut inside a block", tensor);
@@ -85,24 +85,24 @@ void check_tensors(const StoredModel& model, const std::string& path) {
     const auto found = model.tensors.find(expected.name);
     if (found == model.tensors.end()) {
       throw Error(ExitCode::kModel,
-                  fmt::format("'{}' has no tensor '{}', which its config asks for: the files are "
-                              "incomplete or do not belong together; download the model again",
-                              path, expected.name));
+          fmt::format("'{}' has no tensor '{}', which its config asks for: the files are "
+                      "incomplete or do not belong together; download the model again",
+              path, expected.name));
     }
     const StoredTensor& stored = found->second;
     if (stored.info.shape != expected.shape) {
       throw Error(ExitCode::kModel,
-                  fmt::format("tensor '{}' of '{}' has the shape [{}], but the config asks for "
-                              "[{}]: the files do not belong together; download the model again",
-                              expected.name, path, fmt::join(stored.info.shape, ", "),
-                              fmt::join(expected.shape, ", ")));
+          fmt::format("tensor '{}' of '{}' has the shape [{}], but the config asks for "
+                      "[{}]: the files do not belong together; download the model again",
+              expected.name, path, fmt::join(stored.info.shape, ", "),
+              fmt::join(expected.shape, ", ")));
     }
     if (!stored.readable) {
       throw Error(ExitCode::kModel,
-                  fmt::format("tensor '{}' of '{}' is stored as {}; supported are F32, F16 and "
-                              "BF16, and in GGUF files also Q8_0, Q4_0 and Q4_1: use a file of "
-                              "one of these types",
-                              expected.name, path, stored.type_name));
+          fmt::format("tensor '{}' of '{}' is stored as {}; supported are F32, F16 and "
+                      "BF16, and in GGUF files also Q8_0, Q4_0 and Q4_1: use a file of "
+                      "one of these types",
+              expected.name, path, stored.type_name));
     }
   }
 }
@@ -147,10 +147,10 @@ std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path) {
   std::error_code code;
   const fs::file_status status = fs::status(path, code);
   if (!fs::exists(status)) {
-    throw Error(ExitCode::kModel,
-                fmt::format("there is no model at '{}'; give the path of a model folder "
-                            "(config.json, *.safetensors) or of a .gguf file",
-                            path));
+    throw Error(
+        ExitCode::kModel, fmt::format("there is no model at '{}'; give the path of a model folder "
+                                      "(config.json, *.safetensors) or of a .gguf file",
+                              path));
   }
   StoredModel model;
   if (fs::is_directory(status)) {
@@ -159,11 +159,11 @@ std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path) {
     model = read_gguf_model(path);
   } else {
     const bool weights = fs::path(path).extension() == ".safetensors";
-    throw Error(ExitCode::kModel,
-                fmt::format("'{}' is not a GGUF file; {}", path,
-                            weights ? "give the folder that holds it, with its config.json"
-                                    : "give a model folder (config.json, *.safetensors) or a "
-                                      ".gguf file"));
+    throw Error(
+        ExitCode::kModel, fmt::format("'{}' is not a GGUF file; {}", path,
+                              weights ? "give the folder that holds it, with its config.json"
+                                      : "give a model folder (config.json, *.safetensors) or a "
+                                        ".gguf file"));
   }
   check_tensors(model, path);
   return std::make_shared<FileCheckpoint>(std::move(model), model_name(path));

@@ -54,7 +54,7 @@ void refuse_what_changes_the_result(const JsonFields& fields) {
       fields.fail(
           fmt::format("'{}' is set, which this build does not compute; use a model of a "
                       "supported family ({})",
-                      field.name, supported_families()));
+              field.name, supported_families()));
     }
   }
   if (const std::string act = fields.text("hidden_act").value_or("silu");
@@ -93,7 +93,7 @@ void check_sliding_window(const JsonFields& fields, const Family& family, int32_
     fields.fail(
         fmt::format("'sliding_window' is {} (null would be none), but sliding-window "
                     "attention is not supported; use a model without it",
-                    window));
+            window));
   }
 }
 
@@ -133,7 +133,7 @@ void read_shape(const JsonFields& fields, const Family& family, ModelConfig& con
     config.head_dim = config.hidden_size / config.num_heads;
   } else {
     fields.fail(fmt::format("'num_attention_heads' ({}) does not divide 'hidden_size' ({})",
-                            config.num_heads, config.hidden_size));
+        config.num_heads, config.hidden_size));
   }
   config.rms_norm_eps = static_cast<float>(fields.number("rms_norm_eps", 0, 1).value_or(1e-6));
   config.tie_embeddings = fields.boolean("tie_word_embeddings").value_or(false);
@@ -154,7 +154,7 @@ RopeKind rope_kind(const JsonFields& rope) {
   rope.fail(
       fmt::format("the rope scaling '{}' is not supported; known are default, linear, "
                   "llama3, dynamic and yarn",
-                  kind));
+          kind));
 }
 
 double yarn_attention_factor(const JsonFields& rope, double factor) {
@@ -184,7 +184,7 @@ RopeConfig read_rope(const JsonFields& fields, int64_t max_position) {
       scaling.fail(
           fmt::format("'{}': one rope per layer type is not "
                       "supported",
-                      std::string_view(key)));
+              std::string_view(key)));
   }
   rope.kind = rope_kind(scaling);
   rope.theta = scaling.number("rope_theta", 1.01, kMax).value_or(rope.theta);
@@ -224,7 +224,7 @@ RopeConfig read_rope(const JsonFields& fields, int64_t max_position) {
 }  // namespace
 
 ModelConfig parse_hf_config(std::string_view config_json, std::string_view generation_config_json,
-                            const std::string& path) {
+    const std::string& path) {
   const std::string where = fmt::format("config.json of '{}'", path);
   const json::object object = parse_json_object(config_json, where);
   const JsonFields fields(object, where);
@@ -233,7 +233,7 @@ ModelConfig parse_hf_config(std::string_view config_json, std::string_view gener
   const Family* family = find_family_by_hf(*model_type);
   if (family == nullptr) {
     fields.fail(fmt::format("the model type '{}' is not supported; supported are: {}", *model_type,
-                            supported_families()));
+        supported_families()));
   }
   check_architectures(fields);
   refuse_what_changes_the_result(fields);
@@ -265,8 +265,8 @@ void check_config(const ModelConfig& config, const std::string& where) {
     fail(fmt::format("{} KV heads do not divide {} heads", config.num_kv_heads, config.num_heads));
   }
   if (config.head_dim % 2 != 0 || config.head_dim < 4) {
-    fail(fmt::format("a head size of {} cannot be rotated: it must be even and at least 4",
-                     config.head_dim));
+    fail(fmt::format(
+        "a head size of {} cannot be rotated: it must be even and at least 4", config.head_dim));
   }
   if (int64_t{config.num_heads} * config.head_dim > (1 << 20)) {
     fail(fmt::format("{} heads of size {} are too many", config.num_heads, config.head_dim));
@@ -274,12 +274,12 @@ void check_config(const ModelConfig& config, const std::string& where) {
   if (!(config.rms_norm_eps > 0)) fail("the epsilon of the norms is not positive");
   if (config.bos_token_id >= config.vocab_size) {
     fail(fmt::format("the token id {} is not below the vocabulary's size {}", config.bos_token_id,
-                     config.vocab_size));
+        config.vocab_size));
   }
   for (const int32_t id : config.eos_token_ids) {
     if (id >= config.vocab_size) {
-      fail(fmt::format("the token id {} is not below the vocabulary's size {}", id,
-                       config.vocab_size));
+      fail(fmt::format(
+          "the token id {} is not below the vocabulary's size {}", id, config.vocab_size));
     }
   }
 }
@@ -290,18 +290,18 @@ uint64_t ModelConfig::hash() const {
   const auto add_number = [&](double value) { add(std::bit_cast<uint64_t>(value)); };
   for (const char c : family) add(static_cast<uint8_t>(c));
   for (const int32_t n : {num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads,
-                          head_dim, vocab_size, max_position, bos_token_id}) {
+           head_dim, vocab_size, max_position, bos_token_id}) {
     add(static_cast<uint64_t>(n));
   }
   add_number(rms_norm_eps);
   add(static_cast<uint64_t>(rope.kind));
   for (const double n : {rope.theta, rope.factor, rope.low_freq_factor, rope.high_freq_factor,
-                         rope.beta_fast, rope.beta_slow, rope.attention_factor}) {
+           rope.beta_fast, rope.beta_slow, rope.attention_factor}) {
     add_number(n);
   }
   add(static_cast<uint64_t>(rope.original_max_position));
   for (const bool b :
-       {rope.interleaved, rope.yarn_truncate, tie_embeddings, attention_bias, mlp_bias}) {
+      {rope.interleaved, rope.yarn_truncate, tie_embeddings, attention_bias, mlp_bias}) {
     add(b);
   }
   add(rope.freq_factors.size());

@@ -51,8 +51,8 @@ struct ModelConfig {
 // Error(kModel) naming the field: unknown model_type, missing or absurd numbers (THREATS: layers
 // <= 1,024, hidden <= 65,536, vocab <= 2,000,000, heads divide ...), rope kinds we don't know,
 // fields that would change the result and that we do not support.
-ModelConfig parse_hf_config(std::string_view config_json, std::string_view generation_config_json,
-                            const std::string& path);
+ModelConfig parse_hf_config(
+    std::string_view config_json, std::string_view generation_config_json, const std::string& path);
 
 // The ranges every config is held to, wherever it was read (THREATS: no product overflows).
 struct ConfigLimits {

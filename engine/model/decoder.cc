@@ -15,7 +15,7 @@ constexpr int64_t kColumnMultiple = 32;
 }  // namespace
 
 Decoder::Decoder(const Checkpoint& checkpoint, const Stage& stage, const DecoderLimits& limits,
-                 Ops& ops, TpOps& tp, Device& device, const std::function<void()>& on_tensor)
+    Ops& ops, TpOps& tp, Device& device, const std::function<void()>& on_tensor)
     : config_(checkpoint.config()), limits_(limits), ops_(ops), tp_(tp) {
   WeightLoader loader(checkpoint, device, on_tensor);
   load_layers(loader, stage);
@@ -26,8 +26,8 @@ Decoder::Decoder(const Checkpoint& checkpoint, const Stage& stage, const Decoder
   rope_.cos_sin = device.tensor(DType::kF32, {limits.max_position, config_.head_dim}, "rope table");
   std::vector<float> table(static_cast<size_t>(rope_.cos_sin.view.count()));
   fill_rope_table(config_, limits.max_position, table.data());
-  device.copy_to_device(rope_.cos_sin.buffer, 0,
-                        {reinterpret_cast<const uint8_t*>(table.data()), table.size() * 4});
+  device.copy_to_device(
+      rope_.cos_sin.buffer, 0, {reinterpret_cast<const uint8_t*>(table.data()), table.size() * 4});
   allocate_workspace(stage, device);
 }
 
@@ -37,10 +37,10 @@ void Decoder::load_layers(WeightLoader& loader, const Stage& stage) {
   const HeadShard shard =
       shard_heads(config_.num_heads, config_.num_kv_heads, tp_.size(), tp_.rank());
   attention_shape_ = {.num_heads = static_cast<int32_t>(shard.heads.size),
-                      .num_kv_heads = static_cast<int32_t>(shard.kv_heads.size),
-                      .head_dim = config_.head_dim,
-                      .scale = 1.0f / std::sqrt(static_cast<float>(d)),
-                      .window = 0};
+      .num_kv_heads = static_cast<int32_t>(shard.kv_heads.size),
+      .head_dim = config_.head_dim,
+      .scale = 1.0f / std::sqrt(static_cast<float>(d)),
+      .window = 0};
   const Range columns =
       shard_columns(config_.intermediate_size, kColumnMultiple, tp_.size(), tp_.rank());
   intermediate_ = columns.size;
@@ -59,14 +59,14 @@ void Decoder::load_layers(WeightLoader& loader, const Stage& stage) {
     made.attention_norm = loader.vector(layer + "input_layernorm.weight", all);
     made.qkv = loader.linear(
         std::vector<LinearSlice>{{attention + "q_proj", q, all, config_.attention_bias},
-                                 {attention + "k_proj", kv, all, config_.attention_bias},
-                                 {attention + "v_proj", kv, all, config_.attention_bias}});
+            {attention + "k_proj", kv, all, config_.attention_bias},
+            {attention + "v_proj", kv, all, config_.attention_bias}});
     made.attention_out =
         loader.linear(std::vector<LinearSlice>{{attention + "o_proj", all, q, out_bias}});
     made.mlp_norm = loader.vector(layer + "post_attention_layernorm.weight", all);
     made.gate_up =
         loader.linear(std::vector<LinearSlice>{{mlp + "gate_proj", columns, all, config_.mlp_bias},
-                                               {mlp + "up_proj", columns, all, config_.mlp_bias}});
+            {mlp + "up_proj", columns, all, config_.mlp_bias}});
     made.down =
         loader.linear(std::vector<LinearSlice>{{mlp + "down_proj", all, columns, down_bias}});
     layers_.push_back(std::move(made));
@@ -88,8 +88,8 @@ void Decoder::load_vocabulary(WeightLoader& loader, const Stage& stage) {
     if (config_.tie_embeddings && stage.has_embedding) {
       head_ = embedding_;
     } else {
-      head_ = loader.matrix(config_.tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight",
-                            mine, all);
+      head_ = loader.matrix(
+          config_.tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", mine, all);
     }
   }
 }
@@ -122,7 +122,7 @@ void Decoder::embed(std::span<const int32_t> ids, const TensorView& hidden) {
 }
 
 void Decoder::forward(const TensorView& hidden, const BatchView& batch,
-                      std::span<const KvCacheView> caches, std::atomic<uint64_t>& progress) {
+    std::span<const KvCacheView> caches, std::atomic<uint64_t>& progress) {
   const int64_t tokens = hidden.rows();
   CHECK(tokens == batch.num_tokens && tokens <= limits_.max_tokens, "{} rows", tokens);
   CHECK(caches.size() == layers_.size(), "{} caches for {} layers", caches.size(), layers_.size());
@@ -144,7 +144,7 @@ void Decoder::forward(const TensorView& hidden, const BatchView& batch,
 }
 
 void Decoder::attend(const Layer& layer, const TensorView& normed, const BatchView& batch,
-                     const KvCacheView& cache, const TensorView& projected) {
+    const KvCacheView& cache, const TensorView& projected) {
   const int64_t tokens = normed.rows();
   const int64_t q_width = int64_t{attention_shape_.num_heads} * attention_shape_.head_dim;
   const int64_t kv_width = int64_t{attention_shape_.num_kv_heads} * attention_shape_.head_dim;
@@ -153,21 +153,20 @@ void Decoder::attend(const Layer& layer, const TensorView& normed, const BatchVi
   const TensorView out = work_.attention.view.slice_rows(0, tokens);
   layer.qkv.forward(ops_, normed, qkv);
   ops_.rope_kv_write(q, qkv.slice_cols(q_width, kv_width),
-                     qkv.slice_cols(q_width + kv_width, kv_width), rope_, attention_shape_, batch,
-                     cache);
+      qkv.slice_cols(q_width + kv_width, kv_width), rope_, attention_shape_, batch, cache);
   ops_.attention(q, cache, attention_shape_, batch, out);
   layer.attention_out.forward(ops_, out, projected);
   tp_.reduce(projected);
 }
 
-void Decoder::feed_forward(const Layer& layer, const TensorView& normed,
-                           const TensorView& projected) {
+void Decoder::feed_forward(
+    const Layer& layer, const TensorView& normed, const TensorView& projected) {
   const int64_t tokens = normed.rows();
   const TensorView gate_up = work_.gate_up.view.slice_rows(0, tokens);
   const TensorView activation = work_.activation.view.slice_rows(0, tokens);
   layer.gate_up.forward(ops_, normed, gate_up);
   ops_.silu_mul(gate_up.slice_cols(0, intermediate_),
-                gate_up.slice_cols(intermediate_, intermediate_), activation);
+      gate_up.slice_cols(intermediate_, intermediate_), activation);
   layer.down.forward(ops_, activation, projected);
   tp_.reduce(projected);
 }
@@ -179,7 +178,7 @@ TensorView Decoder::logits(const TensorView& hidden, std::span<const int32_t> ro
   ops_.gather_rows(hidden, rows, picked);
   ops_.rms_norm(picked, final_norm_.view, config_.rms_norm_eps, picked);
   const TensorView mine(work_.shard_logits.view.data, DType::kF32,
-                        {count, vocab_shards_[static_cast<size_t>(tp_.rank())]});
+      {count, vocab_shards_[static_cast<size_t>(tp_.rank())]});
   ops_.linear(picked, head_.view, TensorView(), mine);
   if (tp_.size() == 1) return mine;
   const TensorView all(work_.logits.view.data, DType::kF32, {count, config_.vocab_size});

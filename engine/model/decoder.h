@@ -29,14 +29,14 @@ class Decoder {
   // Loads this rank's slices. `ops`, `tp` and `device` outlive it. Throws Error. `on_tensor` is
   // called after each tensor.
   Decoder(const Checkpoint& checkpoint, const Stage& stage, const DecoderLimits& limits, Ops& ops,
-          TpOps& tp, Device& device, const std::function<void()>& on_tensor);
+      TpOps& tp, Device& device, const std::function<void()>& on_tensor);
 
   // hidden: f32 [T, H], written. Only where the stage has the embedding.
   void embed(std::span<const int32_t> ids, const TensorView& hidden);
   // hidden: f32 [T, H], in place through this stage's layers. caches: one per layer of the stage.
   // `progress` ticks once per layer.
   void forward(const TensorView& hidden, const BatchView& batch,
-               std::span<const KvCacheView> caches, std::atomic<uint64_t>& progress);
+      std::span<const KvCacheView> caches, std::atomic<uint64_t>& progress);
   // Logits of the given rows of hidden: f32 [rows.size(), V], the same on every tensor-parallel
   // rank, in memory that the next call reuses. Only where the stage has the head.
   TensorView logits(const TensorView& hidden, std::span<const int32_t> rows);
@@ -72,7 +72,7 @@ class Decoder {
   void load_vocabulary(WeightLoader& loader, const Stage& stage);
   void allocate_workspace(const Stage& stage, Device& device);
   void attend(const Layer& layer, const TensorView& normed, const BatchView& batch,
-              const KvCacheView& cache, const TensorView& projected);
+      const KvCacheView& cache, const TensorView& projected);
   void feed_forward(const Layer& layer, const TensorView& normed, const TensorView& projected);
 
   ModelConfig config_;

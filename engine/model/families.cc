@@ -13,26 +13,24 @@ namespace {
 // (config.cc). GGUF files of Mistral models call themselves "llama".
 constexpr std::array kFamilies = {
     Family{.name = "llama",
-           .hf_model_type = "llama",
-           .gguf_architecture = "llama",
-           .gguf_rope_interleaved = true,
-           .has_bias_switches = true,
-           .default_kv_heads = 0,
-           .default_sliding_window = 0},
+        .hf_model_type = "llama",
+        .gguf_architecture = "llama",
+        .gguf_rope_interleaved = true,
+        .has_bias_switches = true,
+        .default_kv_heads = 0,
+        .default_sliding_window = 0},
     Family{.name = "mistral",
-           .hf_model_type = "mistral",
-           .gguf_architecture = "",
-           .gguf_rope_interleaved = false,
-           .has_bias_switches = false,
-           .default_kv_heads = 8,
-           .default_sliding_window = 4096},
+        .hf_model_type = "mistral",
+        .gguf_architecture = "",
+        .gguf_rope_interleaved = false,
+        .has_bias_switches = false,
+        .default_kv_heads = 8,
+        .default_sliding_window = 4096},
 };
 
 }  // namespace
 
-std::span<const Family> families() {
-  return kFamilies;
-}
+std::span<const Family> families() { return kFamilies; }
 
 const Family* find_family_by_hf(std::string_view model_type) {
   const auto* found = std::ranges::find(kFamilies, model_type, &Family::hf_model_type);

@@ -52,7 +52,7 @@ class Folder {
     if (code || root != root_.end()) {
       throw Error(ExitCode::kModel, fmt::format("'{}' is a link that leaves the model folder; "
                                                 "put the file itself there",
-                                                file.string()));
+                                        file.string()));
     }
     return file.string();
   }
@@ -73,12 +73,12 @@ class Folder {
   for (const auto& entry : fs::directory_iterator(folder.path(), code)) {
     has_pickle |= entry.path().extension() == ".bin" || entry.path().extension() == ".pth";
   }
-  throw Error(ExitCode::kModel,
-              fmt::format("'{}' has no {} (or {}){}", folder.path(), kSingle, kIndex,
-                          has_pickle ? "; its .bin files can hold code and are not read: convert "
-                                       "the model to safetensors"
-                                     : ": it is not a model folder or incomplete; download the "
-                                       "model again"));
+  throw Error(
+      ExitCode::kModel, fmt::format("'{}' has no {} (or {}){}", folder.path(), kSingle, kIndex,
+                            has_pickle ? "; its .bin files can hold code and are not read: convert "
+                                         "the model to safetensors"
+                                       : ": it is not a model folder or incomplete; download the "
+                                         "model again"));
 }
 
 void add_file(const Folder& folder, const std::string& name, StoredModel& model) {
@@ -89,7 +89,7 @@ void add_file(const Folder& folder, const std::string& name, StoredModel& model)
     if (!fresh) {
       throw Error(ExitCode::kModel, fmt::format("tensor '{}' lies in two files of '{}'; download "
                                                 "the model again",
-                                                entry->first, folder.path()));
+                                        entry->first, folder.path()));
     }
   }
 }
@@ -104,7 +104,7 @@ std::unordered_map<std::string, std::string> read_weight_map(const JsonFields& i
     if (!file.ends_with(".safetensors") || file.find('/') != std::string::npos ||
         file.find('\0') != std::string::npos) {
       index.fail(fmt::format("the file of tensor '{}' is not a .safetensors file of the folder",
-                             std::string_view(pair.key())));
+          std::string_view(pair.key())));
     }
     files.emplace(pair.key(), file);
   }
@@ -122,7 +122,7 @@ void check_total_size(const JsonFields& index, const StoredModel& model) {
     fields.fail(
         fmt::format("'total_size' is {:.0f}, but the tensors have {} bytes: the files do "
                     "not belong together; download the model again",
-                    *stated, total));
+            *stated, total));
   }
 }
 
@@ -138,7 +138,7 @@ void read_shards(const Folder& folder, StoredModel& model) {
     if (!folder.has(file)) {
       throw Error(ExitCode::kModel, fmt::format("'{}' lacks the file {}, which its index names; "
                                                 "download it",
-                                                folder.path(), file));
+                                        folder.path(), file));
     }
     add_file(folder, file, model);
   }
@@ -200,11 +200,11 @@ StoredModel read_folder(const std::string& path) {
     throw Error(ExitCode::kModel, fmt::format("'{}' has no config.json: it is not a model folder; "
                                               "give the folder that holds config.json and the "
                                               "weights, or a .gguf file",
-                                              path));
+                                      path));
   }
   StoredModel model;
   model.config = parse_hf_config(folder.text("config.json", kMaxConfig),
-                                 folder.text("generation_config.json", kMaxConfig), path);
+      folder.text("generation_config.json", kMaxConfig), path);
   if (folder.has(kSingle)) {
     add_file(folder, std::string(kSingle), model);
   } else if (folder.has(kIndex)) {

@@ -47,22 +47,38 @@ struct TensorType {
   std::optional<DType> dtype;  // none: no kernels
 };
 constexpr std::array kTensorTypes = {
-    TensorType{0, "F32", DType::kF32},       TensorType{1, "F16", DType::kF16},
-    TensorType{2, "Q4_0", DType::kQ4_0},     TensorType{3, "Q4_1", DType::kQ4_1},
-    TensorType{6, "Q5_0", std::nullopt},     TensorType{7, "Q5_1", std::nullopt},
-    TensorType{8, "Q8_0", DType::kQ8_0},     TensorType{9, "Q8_1", std::nullopt},
-    TensorType{10, "Q2_K", std::nullopt},    TensorType{11, "Q3_K", std::nullopt},
-    TensorType{12, "Q4_K", std::nullopt},    TensorType{13, "Q5_K", std::nullopt},
-    TensorType{14, "Q6_K", std::nullopt},    TensorType{15, "Q8_K", std::nullopt},
-    TensorType{16, "IQ2_XXS", std::nullopt}, TensorType{17, "IQ2_XS", std::nullopt},
-    TensorType{18, "IQ3_XXS", std::nullopt}, TensorType{19, "IQ1_S", std::nullopt},
-    TensorType{20, "IQ4_NL", std::nullopt},  TensorType{21, "IQ3_S", std::nullopt},
-    TensorType{22, "IQ2_S", std::nullopt},   TensorType{23, "IQ4_XS", std::nullopt},
-    TensorType{24, "I8", std::nullopt},      TensorType{25, "I16", std::nullopt},
-    TensorType{26, "I32", std::nullopt},     TensorType{27, "I64", std::nullopt},
-    TensorType{28, "F64", std::nullopt},     TensorType{29, "IQ1_M", std::nullopt},
-    TensorType{30, "BF16", DType::kBF16},    TensorType{34, "TQ1_0", std::nullopt},
-    TensorType{35, "TQ2_0", std::nullopt},   TensorType{39, "MXFP4", std::nullopt},
+    TensorType{0, "F32", DType::kF32},
+    TensorType{1, "F16", DType::kF16},
+    TensorType{2, "Q4_0", DType::kQ4_0},
+    TensorType{3, "Q4_1", DType::kQ4_1},
+    TensorType{6, "Q5_0", std::nullopt},
+    TensorType{7, "Q5_1", std::nullopt},
+    TensorType{8, "Q8_0", DType::kQ8_0},
+    TensorType{9, "Q8_1", std::nullopt},
+    TensorType{10, "Q2_K", std::nullopt},
+    TensorType{11, "Q3_K", std::nullopt},
+    TensorType{12, "Q4_K", std::nullopt},
+    TensorType{13, "Q5_K", std::nullopt},
+    TensorType{14, "Q6_K", std::nullopt},
+    TensorType{15, "Q8_K", std::nullopt},
+    TensorType{16, "IQ2_XXS", std::nullopt},
+    TensorType{17, "IQ2_XS", std::nullopt},
+    TensorType{18, "IQ3_XXS", std::nullopt},
+    TensorType{19, "IQ1_S", std::nullopt},
+    TensorType{20, "IQ4_NL", std::nullopt},
+    TensorType{21, "IQ3_S", std::nullopt},
+    TensorType{22, "IQ2_S", std::nullopt},
+    TensorType{23, "IQ4_XS", std::nullopt},
+    TensorType{24, "I8", std::nullopt},
+    TensorType{25, "I16", std::nullopt},
+    TensorType{26, "I32", std::nullopt},
+    TensorType{27, "I64", std::nullopt},
+    TensorType{28, "F64", std::nullopt},
+    TensorType{29, "IQ1_M", std::nullopt},
+    TensorType{30, "BF16", DType::kBF16},
+    TensorType{34, "TQ1_0", std::nullopt},
+    TensorType{35, "TQ2_0", std::nullopt},
+    TensorType{39, "MXFP4", std::nullopt},
 };
 
 // Reads forward through the head of the file, a chunk at a time.
@@ -74,8 +90,8 @@ class Cursor {
   uint64_t remaining() const { return end_ - position_; }
   [[noreturn]] void fail(const std::string& message) const {
     throw Error(ExitCode::kModel,
-                fmt::format("'{}' is not a sound GGUF file: {} (near byte {}); download it again",
-                            file_.path(), message, position_));
+        fmt::format("'{}' is not a sound GGUF file: {} (near byte {}); download it again",
+            file_.path(), message, position_));
   }
   template <Scalar T>
   T get() {
@@ -124,32 +140,19 @@ class Cursor {
 
 GgufValue read_scalar(Cursor& in, uint32_t type) {
   switch (type) {
-    case kU8:
-      return uint64_t{in.get<uint8_t>()};
-    case kI8:
-      return int64_t{in.get<int8_t>()};
-    case kU16:
-      return uint64_t{in.get<uint16_t>()};
-    case kI16:
-      return int64_t{in.get<int16_t>()};
-    case kU32:
-      return uint64_t{in.get<uint32_t>()};
-    case kI32:
-      return int64_t{in.get<int32_t>()};
-    case kF32:
-      return double{in.get<float>()};
-    case kBool:
-      return in.get<uint8_t>() != 0;
-    case kString:
-      return in.string(kMaxString);
-    case kU64:
-      return in.get<uint64_t>();
-    case kI64:
-      return in.get<int64_t>();
-    case kF64:
-      return in.get<double>();
-    default:
-      in.fail(fmt::format("a value of the unknown type {}", type));
+    case kU8: return uint64_t{in.get<uint8_t>()};
+    case kI8: return int64_t{in.get<int8_t>()};
+    case kU16: return uint64_t{in.get<uint16_t>()};
+    case kI16: return int64_t{in.get<int16_t>()};
+    case kU32: return uint64_t{in.get<uint32_t>()};
+    case kI32: return int64_t{in.get<int32_t>()};
+    case kF32: return double{in.get<float>()};
+    case kBool: return in.get<uint8_t>() != 0;
+    case kString: return in.string(kMaxString);
+    case kU64: return in.get<uint64_t>();
+    case kI64: return in.get<int64_t>();
+    case kF64: return in.get<double>();
+    default: in.fail(fmt::format("a value of the unknown type {}", type));
   }
 }
 
@@ -224,9 +227,9 @@ void place_tensors(GgufFile& gguf, const Cursor& in, uint64_t alignment) {
     if (data > file_size || tensor.offset > file_size - data ||
         blocks > (file_size - data - tensor.offset) / static_cast<uint64_t>(type.block_bytes)) {
       throw Error(ExitCode::kModel,
-                  fmt::format("'{}' ends before its tensor '{}': the file is torn; copy or "
-                              "download it again",
-                              gguf.file.path(), name));
+          fmt::format("'{}' ends before its tensor '{}': the file is torn; copy or "
+                      "download it again",
+              gguf.file.path(), name));
     }
     tensor.offset += data;
     tensor.bytes = blocks * static_cast<uint64_t>(type.block_bytes);
@@ -301,8 +304,8 @@ const T* GgufMetadata::as(const std::string& key, std::string_view type) const {
   return held;
 }
 
-std::optional<int64_t> GgufMetadata::integer(const std::string& key, int64_t min,
-                                             int64_t max) const {
+std::optional<int64_t> GgufMetadata::integer(
+    const std::string& key, int64_t min, int64_t max) const {
   const GgufValue* value = find(key);
   if (value == nullptr) return std::nullopt;
   int64_t number = 0;

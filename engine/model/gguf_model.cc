@@ -25,10 +25,14 @@ constexpr std::array kModelNames = {
     NamePair{"output", "lm_head"},
 };
 constexpr std::array kLayerNames = {
-    NamePair{"attn_norm", "input_layernorm"},    NamePair{"attn_q", "self_attn.q_proj"},
-    NamePair{"attn_k", "self_attn.k_proj"},      NamePair{"attn_v", "self_attn.v_proj"},
-    NamePair{"attn_output", "self_attn.o_proj"}, NamePair{"ffn_norm", "post_attention_layernorm"},
-    NamePair{"ffn_gate", "mlp.gate_proj"},       NamePair{"ffn_up", "mlp.up_proj"},
+    NamePair{"attn_norm", "input_layernorm"},
+    NamePair{"attn_q", "self_attn.q_proj"},
+    NamePair{"attn_k", "self_attn.k_proj"},
+    NamePair{"attn_v", "self_attn.v_proj"},
+    NamePair{"attn_output", "self_attn.o_proj"},
+    NamePair{"ffn_norm", "post_attention_layernorm"},
+    NamePair{"ffn_gate", "mlp.gate_proj"},
+    NamePair{"ffn_up", "mlp.up_proj"},
     NamePair{"ffn_down", "mlp.down_proj"},
 };
 
@@ -78,7 +82,7 @@ class ArchitectureKeys {
       metadata_.fail(
           fmt::format("the metadata key '{}{}' is set, which this build does not "
                       "compute; use a model of a supported family ({})",
-                      prefix_, key, supported_families()));
+              prefix_, key, supported_families()));
     }
   }
 
@@ -123,7 +127,7 @@ void read_rope(const ArchitectureKeys& keys, const GgufMetadata& metadata, Model
     metadata.fail(
         fmt::format("the rope scaling '{}' is not supported; known are linear and yarn "
                     "(and rope_freqs.weight)",
-                    kind));
+            kind));
   }
   rope.factor = factor.value_or(rope.factor);
   rope.kind = kind == "linear" ? RopeKind::kLinear : RopeKind::kYarn;
@@ -194,7 +198,7 @@ ModelConfig read_config(const GgufFile& gguf, const std::string& path) {
   const Family* family = find_family_by_gguf(architecture);
   if (family == nullptr) {
     metadata.fail(fmt::format("the architecture '{}' is not supported; supported are: {}",
-                              architecture, supported_families()));
+        architecture, supported_families()));
   }
   if (metadata.integer("split.count", 0, 65'535).value_or(0) > 1) {
     metadata.fail("it is one part of a split model; join the parts with llama-gguf-split --merge");

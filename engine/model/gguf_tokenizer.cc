@@ -61,8 +61,8 @@ Vocabulary read_vocabulary(const GgufMetadata& metadata, int32_t vocab_size) {
   if (vocabulary.tokens == nullptr) metadata.fail("'tokenizer.ggml.tokens' is missing");
   const GgufStrings& tokens = *vocabulary.tokens;
   if (tokens.size() > static_cast<size_t>(vocab_size)) {
-    metadata.fail(fmt::format("the vocabulary has {} tokens, the embedding only {} rows",
-                              tokens.size(), vocab_size));
+    metadata.fail(fmt::format(
+        "the vocabulary has {} tokens, the embedding only {} rows", tokens.size(), vocab_size));
   }
   vocabulary.types.assign(tokens.size(), kNormal);
   if (const GgufNumbers* types = metadata.numbers("tokenizer.ggml.token_type")) {
@@ -131,12 +131,12 @@ std::vector<Merge> merges_from_scores(const GgufMetadata& metadata, const Vocabu
         continue;
       }
       candidates.push_back({(*scores)[id], code_points(left->first), code_points(right->first),
-                            left->second, right->second});
+          left->second, right->second});
     }
     std::sort(candidates.begin() + static_cast<std::ptrdiff_t>(first), candidates.end(),
-              [](const Candidate& a, const Candidate& b) {
-                return std::pair(a.left, a.right) < std::pair(b.left, b.right);
-              });
+        [](const Candidate& a, const Candidate& b) {
+          return std::pair(a.left, a.right) < std::pair(b.left, b.right);
+        });
   }
   std::ranges::stable_sort(candidates, [](const Candidate& a, const Candidate& b) {
     return std::tuple(a.score, a.left_length, a.right_length) >
@@ -157,16 +157,10 @@ json::object bpe_model(const Vocabulary& vocabulary, const std::vector<Merge>& m
   json::array pairs;
   pairs.reserve(merges.size());
   for (const Merge& merge : merges) pairs.push_back(json::array{merge.first, merge.second});
-  return {{"type", "BPE"},
-          {"dropout", nullptr},
-          {"unk_token", nullptr},
-          {"continuing_subword_prefix", nullptr},
-          {"end_of_word_suffix", nullptr},
-          {"fuse_unk", false},
-          {"byte_fallback", false},
-          {"ignore_merges", false},
-          {"vocab", std::move(vocab)},
-          {"merges", std::move(pairs)}};
+  return {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr},
+      {"continuing_subword_prefix", nullptr}, {"end_of_word_suffix", nullptr}, {"fuse_unk", false},
+      {"byte_fallback", false}, {"ignore_merges", false}, {"vocab", std::move(vocab)},
+      {"merges", std::move(pairs)}};
 }
 
 json::array added_tokens(const Vocabulary& vocabulary) {
@@ -174,22 +168,16 @@ json::array added_tokens(const Vocabulary& vocabulary) {
   for (size_t i = 0; i < vocabulary.tokens->size(); ++i) {
     const TokenType type = vocabulary.types[i];
     if (type != kUnknown && type != kControl && type != kUserDefined) continue;
-    added.push_back(json::object{{"id", i},
-                                 {"content", (*vocabulary.tokens)[i]},
-                                 {"single_word", false},
-                                 {"lstrip", false},
-                                 {"rstrip", false},
-                                 {"normalized", false},
-                                 {"special", type != kUserDefined}});
+    added.push_back(json::object{{"id", i}, {"content", (*vocabulary.tokens)[i]},
+        {"single_word", false}, {"lstrip", false}, {"rstrip", false}, {"normalized", false},
+        {"special", type != kUserDefined}});
   }
   return added;
 }
 
 json::object byte_level(bool use_regex) {
-  return {{"type", "ByteLevel"},
-          {"add_prefix_space", false},
-          {"trim_offsets", true},
-          {"use_regex", use_regex}};
+  return {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true},
+      {"use_regex", use_regex}};
 }
 
 json::object replace(std::string_view from, std::string_view to) {
@@ -202,18 +190,16 @@ json::value pre_tokenizer_of(const PreTokenizer& pre) {
     steps.push_back(json::object{{"type", "Digits"}, {"individual_digits", true}});
   }
   if (!pre.split.empty()) {
-    steps.push_back(json::object{{"type", "Split"},
-                                 {"pattern", json::object{{"Regex", pre.split}}},
-                                 {"behavior", "Isolated"},
-                                 {"invert", false}});
+    steps.push_back(json::object{{"type", "Split"}, {"pattern", json::object{{"Regex", pre.split}}},
+        {"behavior", "Isolated"}, {"invert", false}});
   }
   steps.push_back(byte_level(/*use_regex=*/pre.split.empty()));
   return {{"type", "Sequence"}, {"pretokenizers", std::move(steps)}};
 }
 
 // Puts BOS before and EOS behind a text, as the file asks; null when it asks for neither.
-json::value post_processor(const GgufMetadata& metadata, const Vocabulary& vocabulary,
-                           bool add_bos_if_silent) {
+json::value post_processor(
+    const GgufMetadata& metadata, const Vocabulary& vocabulary, bool add_bos_if_silent) {
   json::object special_tokens;
   const auto special = [&](const std::string& which, bool if_silent) -> json::array {
     const auto asked = metadata.boolean(fmt::format("tokenizer.ggml.add_{}_token", which));
@@ -243,23 +229,17 @@ json::value post_processor(const GgufMetadata& metadata, const Vocabulary& vocab
   pair.push_back(text("B", 1));
   single.insert(single.end(), eos.begin(), eos.end());
   pair.insert(pair.end(), eos.begin(), eos.end());
-  return {{"type", "TemplateProcessing"},
-          {"single", std::move(single)},
-          {"pair", std::move(pair)},
-          {"special_tokens", std::move(special_tokens)}};
+  return {{"type", "TemplateProcessing"}, {"single", std::move(single)}, {"pair", std::move(pair)},
+      {"special_tokens", std::move(special_tokens)}};
 }
 
 std::string assemble(const Vocabulary& vocabulary, json::value normalizer, json::value pre,
-                     json::value post, json::value decoder, json::object model) {
-  return json::serialize(json::object{{"version", "1.0"},
-                                      {"truncation", nullptr},
-                                      {"padding", nullptr},
-                                      {"added_tokens", added_tokens(vocabulary)},
-                                      {"normalizer", std::move(normalizer)},
-                                      {"pre_tokenizer", std::move(pre)},
-                                      {"post_processor", std::move(post)},
-                                      {"decoder", std::move(decoder)},
-                                      {"model", std::move(model)}});
+    json::value post, json::value decoder, json::object model) {
+  return json::serialize(
+      json::object{{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr},
+          {"added_tokens", added_tokens(vocabulary)}, {"normalizer", std::move(normalizer)},
+          {"pre_tokenizer", std::move(pre)}, {"post_processor", std::move(post)},
+          {"decoder", std::move(decoder)}, {"model", std::move(model)}});
 }
 
 std::string byte_level_tokenizer(const GgufMetadata& metadata, const Vocabulary& vocabulary) {
@@ -273,7 +253,7 @@ std::string byte_level_tokenizer(const GgufMetadata& metadata, const Vocabulary&
     metadata.fail(
         fmt::format("the pre-tokenizer '{}' (tokenizer.ggml.pre) is not known; known "
                     "are: {}. Use the model as a Hugging Face folder",
-                    name, known));
+            name, known));
   }
   const GgufStrings* lines = metadata.strings("tokenizer.ggml.merges");
   if (lines == nullptr) metadata.fail("'tokenizer.ggml.merges' is missing");
@@ -282,8 +262,7 @@ std::string byte_level_tokenizer(const GgufMetadata& metadata, const Vocabulary&
   json::value normalizer = nullptr;
   if (pre->nfc) normalizer = json::object{{"type", "NFC"}};
   return assemble(vocabulary, std::move(normalizer), pre_tokenizer_of(*pre),
-                  post_processor(metadata, vocabulary, pre->add_bos), byte_level(true),
-                  std::move(model));
+      post_processor(metadata, vocabulary, pre->add_bos), byte_level(true), std::move(model));
 }
 
 std::string sentencepiece_tokenizer(const GgufMetadata& metadata, const Vocabulary& vocabulary) {
@@ -313,8 +292,8 @@ std::string sentencepiece_tokenizer(const GgufMetadata& metadata, const Vocabula
   }
   normalizers.push_back(replace(" ", kSpace));
   return assemble(vocabulary, {{"type", "Sequence"}, {"normalizers", std::move(normalizers)}},
-                  nullptr, post_processor(metadata, vocabulary, /*add_bos_if_silent=*/true),
-                  {{"type", "Sequence"}, {"decoders", std::move(decoders)}}, std::move(model));
+      nullptr, post_processor(metadata, vocabulary, /*add_bos_if_silent=*/true),
+      {{"type", "Sequence"}, {"decoders", std::move(decoders)}}, std::move(model));
 }
 
 }  // namespace
@@ -326,7 +305,7 @@ std::string make_tokenizer_json(const GgufMetadata& metadata, int32_t vocab_size
     metadata.fail(
         fmt::format("the tokenizer '{}' (tokenizer.ggml.model) is not supported; "
                     "supported are gpt2 and llama",
-                    *kind));
+            *kind));
   }
   const Vocabulary vocabulary = read_vocabulary(metadata, vocab_size);
   return *kind == "gpt2" ? byte_level_tokenizer(metadata, vocabulary)

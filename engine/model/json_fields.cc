@@ -2,78 +2,17 @@
 
 #include <fmt/format.h>
 
-#include <boost/json/basic_parser_impl.hpp>
-#include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <cmath>
-#include <unordered_set>
-#include <vector>
 
 #include "engine/base/status.h"
+#include "engine/base/strict_json.h"
 
 namespace millrace {
 
 namespace {
 
 namespace json = boost::json;
-
-constexpr size_t kMaxDepth = 64;
-
-// Sees what json::parse would swallow: a key given twice, a number too large, "-0" as an integer.
-struct StrictHandler {
-  static constexpr size_t max_object_size = SIZE_MAX;
-  static constexpr size_t max_array_size = SIZE_MAX;
-  static constexpr size_t max_key_size = SIZE_MAX;
-  static constexpr size_t max_string_size = SIZE_MAX;
-  using Code = json::error_code;
-
-  std::vector<std::unordered_set<std::string>> keys;  // of every open object
-  std::string partial_key;
-  std::string problem;
-
-  bool refuse(std::string what, Code& code) {
-    problem = std::move(what);
-    code = json::error::extra_data;
-    return false;
-  }
-  bool on_document_begin(Code&) { return true; }
-  bool on_document_end(Code&) { return true; }
-  bool on_object_begin(Code&) {
-    keys.emplace_back();
-    return true;
-  }
-  bool on_object_end(size_t, Code&) {
-    keys.pop_back();
-    return true;
-  }
-  bool on_array_begin(Code&) { return true; }
-  bool on_array_end(size_t, Code&) { return true; }
-  bool on_key_part(json::string_view part, size_t, Code&) {
-    partial_key.append(part);
-    return true;
-  }
-  bool on_key(json::string_view part, size_t, Code& code) {
-    partial_key.append(part);
-    const auto [key, fresh] = keys.back().insert(std::move(partial_key));
-    partial_key.clear();
-    return fresh || refuse(fmt::format("the key '{}' is given twice", *key), code);
-  }
-  bool on_string_part(json::string_view, size_t, Code&) { return true; }
-  bool on_string(json::string_view, size_t, Code&) { return true; }
-  bool on_number_part(json::string_view, Code&) { return true; }
-  bool on_int64(int64_t value, json::string_view digits, Code& code) {
-    return value != 0 || digits.front() != '-' || refuse("-0 is not an integer", code);
-  }
-  bool on_uint64(uint64_t, json::string_view, Code&) { return true; }
-  bool on_double(double value, json::string_view digits, Code& code) {
-    return std::isfinite(value) ||
-           refuse(fmt::format("the number {} is too large", std::string_view(digits)), code);
-  }
-  bool on_bool(bool, Code&) { return true; }
-  bool on_null(Code&) { return true; }
-  bool on_comment_part(json::string_view, Code&) { return true; }
-  bool on_comment(json::string_view, Code&) { return true; }
-};
 
 std::string shown(const json::value& value) {
   std::string text = json::serialize(value);
@@ -84,20 +23,13 @@ std::string shown(const json::value& value) {
 }  // namespace
 
 json::object parse_json_object(std::string_view text, const std::string& where) {
-  json::parse_options options;
-  options.max_depth = kMaxDepth;
-  json::basic_parser<StrictHandler> checker(options);
-  json::error_code code;
-  const size_t used = checker.write_some(/*more=*/false, text.data(), text.size(), code);
-  if (!code && used < text.size()) code = json::error::extra_data;
-  if (code) {
-    const std::string& problem = checker.handler().problem;
+  json::value value;
+  try {
+    value = parse_strict_json(text, {.negative_zero = false});
+  } catch (const JsonError& error) {
     throw Error(ExitCode::kModel,
-                fmt::format("{} is not valid JSON: {} at byte {}; copy or "
-                            "download it again",
-                            where, problem.empty() ? code.message() : problem, used));
+        fmt::format("{} is not valid JSON: {}; copy or download it again", where, error.what()));
   }
-  json::value value = json::parse(text, {}, options);
   if (!value.is_object()) {
     throw Error(ExitCode::kModel, fmt::format("{} does not hold a JSON object", where));
   }

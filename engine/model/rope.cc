@@ -80,7 +80,7 @@ void fill_rope_table(const ModelConfig& config, int32_t max_position, float* cos
   if (rope.kind == RopeKind::kYarn) scale_yarn(rope, d, f);
   if (!rope.freq_factors.empty()) {
     CHECK(rope.freq_factors.size() == f.size(), "{} factors for {} frequencies",
-          rope.freq_factors.size(), f.size());
+        rope.freq_factors.size(), f.size());
     for (size_t i = 0; i < f.size(); ++i) f[i] /= rope.freq_factors[i];
   }
   for (int32_t position = 0; position < max_position; ++position) {

@@ -27,23 +27,34 @@ struct FileType {
   std::optional<DType> dtype;  // none: no kernels
 };
 constexpr std::array kTypes = {
-    FileType{"F32", 32, DType::kF32},         FileType{"F16", 16, DType::kF16},
-    FileType{"BF16", 16, DType::kBF16},       FileType{"BOOL", 8, std::nullopt},
-    FileType{"F4", 4, std::nullopt},          FileType{"F6_E2M3", 6, std::nullopt},
-    FileType{"F6_E3M2", 6, std::nullopt},     FileType{"U8", 8, std::nullopt},
-    FileType{"I8", 8, std::nullopt},          FileType{"F8_E5M2", 8, std::nullopt},
-    FileType{"F8_E4M3", 8, std::nullopt},     FileType{"F8_E8M0", 8, std::nullopt},
-    FileType{"F8_E4M3FNUZ", 8, std::nullopt}, FileType{"F8_E5M2FNUZ", 8, std::nullopt},
-    FileType{"I16", 16, std::nullopt},        FileType{"U16", 16, std::nullopt},
-    FileType{"I32", 32, std::nullopt},        FileType{"U32", 32, std::nullopt},
-    FileType{"C64", 64, std::nullopt},        FileType{"F64", 64, std::nullopt},
-    FileType{"I64", 64, std::nullopt},        FileType{"U64", 64, std::nullopt},
+    FileType{"F32", 32, DType::kF32},
+    FileType{"F16", 16, DType::kF16},
+    FileType{"BF16", 16, DType::kBF16},
+    FileType{"BOOL", 8, std::nullopt},
+    FileType{"F4", 4, std::nullopt},
+    FileType{"F6_E2M3", 6, std::nullopt},
+    FileType{"F6_E3M2", 6, std::nullopt},
+    FileType{"U8", 8, std::nullopt},
+    FileType{"I8", 8, std::nullopt},
+    FileType{"F8_E5M2", 8, std::nullopt},
+    FileType{"F8_E4M3", 8, std::nullopt},
+    FileType{"F8_E8M0", 8, std::nullopt},
+    FileType{"F8_E4M3FNUZ", 8, std::nullopt},
+    FileType{"F8_E5M2FNUZ", 8, std::nullopt},
+    FileType{"I16", 16, std::nullopt},
+    FileType{"U16", 16, std::nullopt},
+    FileType{"I32", 32, std::nullopt},
+    FileType{"U32", 32, std::nullopt},
+    FileType{"C64", 64, std::nullopt},
+    FileType{"F64", 64, std::nullopt},
+    FileType{"I64", 64, std::nullopt},
+    FileType{"U64", 64, std::nullopt},
 };
 
 [[noreturn]] void fail(const File& file, const std::string& message) {
   throw Error(ExitCode::kModel, fmt::format("'{}' is not a sound safetensors file: {}; copy or "
                                             "download it again",
-                                            file.path(), message));
+                                    file.path(), message));
 }
 
 std::string read_header(const File& file) {
@@ -51,8 +62,8 @@ std::string read_header(const File& file) {
   if (file.size() < kLengthBytes) fail(file, "it ends before its header");
   file.read_at(0, {reinterpret_cast<uint8_t*>(&length), sizeof(length)});
   if (length > kMaxHeader) {
-    fail(file, fmt::format("its header would have {} bytes, at most {} are accepted", length,
-                           kMaxHeader));
+    fail(file,
+        fmt::format("its header would have {} bytes, at most {} are accepted", length, kMaxHeader));
   }
   if (length > file.size() - kLengthBytes) fail(file, "it ends inside its header");
   std::string header(length, '\0');
@@ -68,8 +79,8 @@ void check_metadata(const File& file, const json::value& metadata) {
 }
 
 // A list of exactly `count` (or any, at most kMaxDims) unsigned integers.
-std::vector<int64_t> unsigned_list(const File& file, const JsonFields& entry, std::string_view key,
-                                   std::optional<size_t> count) {
+std::vector<int64_t> unsigned_list(
+    const File& file, const JsonFields& entry, std::string_view key, std::optional<size_t> count) {
   const json::value* list = entry.find(key);
   if (list == nullptr || !list->is_array() || list->as_array().size() > kMaxDims ||
       (count && list->as_array().size() != *count)) {
@@ -109,7 +120,7 @@ StoredTensor read_entry(const File& file, const std::string& name, const json::v
   }
   if (offsets[1] < offsets[0] || offsets[1] - offsets[0] != bits / 8) {
     entry.fail(fmt::format("its shape takes {} bytes, but its offsets are {} to {}", bits / 8,
-                           offsets[0], offsets[1]));
+        offsets[0], offsets[1]));
   }
   tensor.offset = static_cast<uint64_t>(offsets[0]);
   tensor.bytes = static_cast<uint64_t>(bits / 8);
@@ -121,14 +132,13 @@ bool printable(std::string_view name) {
 }
 
 // The tensors fill the data section: no hole, no overlap, nothing behind the last.
-void check_coverage(const File& file, uint64_t data_begin,
-                    std::unordered_map<std::string, StoredTensor>& tensors) {
+void check_coverage(
+    const File& file, uint64_t data_begin, std::unordered_map<std::string, StoredTensor>& tensors) {
   std::vector<std::pair<const std::string*, StoredTensor*>> order;
   order.reserve(tensors.size());
   for (auto& [name, tensor] : tensors) order.emplace_back(&name, &tensor);
-  std::ranges::sort(order, {}, [](const auto& entry) {
-    return std::pair(entry.second->offset, entry.second->bytes);
-  });
+  std::ranges::sort(order, {},
+      [](const auto& entry) { return std::pair(entry.second->offset, entry.second->bytes); });
   const uint64_t data_bytes = file.size() - data_begin;
   uint64_t end = 0;
   for (const auto& [name, tensor] : order) {
@@ -148,8 +158,8 @@ void check_coverage(const File& file, uint64_t data_begin,
 
 }  // namespace
 
-std::unordered_map<std::string, StoredTensor> read_safetensors(const File& file,
-                                                               size_t file_index) {
+std::unordered_map<std::string, StoredTensor> read_safetensors(
+    const File& file, size_t file_index) {
   const std::string header = read_header(file);
   const json::object entries =
       parse_json_object(header, fmt::format("the header of '{}'", file.path()));

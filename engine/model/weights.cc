@@ -14,8 +14,8 @@ void Linear::forward(Ops& ops, const TensorView& x, const TensorView& out) const
   }
 }
 
-WeightLoader::WeightLoader(const Checkpoint& checkpoint, Device& device,
-                           std::function<void()> on_tensor)
+WeightLoader::WeightLoader(
+    const Checkpoint& checkpoint, Device& device, std::function<void()> on_tensor)
     : checkpoint_(checkpoint), device_(device), on_tensor_(std::move(on_tensor)) {}
 
 Tensor WeightLoader::vector(const std::string& name, Range range) {
@@ -59,10 +59,10 @@ Linear WeightLoader::linear(std::span<const LinearSlice> slices) {
     for (const LinearSlice& slice : slices.subspan(first, end - first)) {
       CHECK(slice.cols == slices[first].cols, "matrices side by side share their input");
       read_slice(slice.name + ".weight", slice.rows, slice.cols, dtype,
-                 part.weight.view.slice_rows(row, slice.rows.size));
+          part.weight.view.slice_rows(row, slice.rows.size));
       if (with_bias) {
         read_slice(slice.name + ".bias", slice.rows, {0, 1}, DType::kF32,
-                   part.bias.view.slice_rows(row, slice.rows.size));
+            part.bias.view.slice_rows(row, slice.rows.size));
       }
       row += slice.rows.size;
     }
@@ -73,8 +73,8 @@ Linear WeightLoader::linear(std::span<const LinearSlice> slices) {
   return linear;
 }
 
-void WeightLoader::read_slice(const std::string& name, Range rows, Range cols, DType dtype,
-                              const TensorView& to) {
+void WeightLoader::read_slice(
+    const std::string& name, Range rows, Range cols, DType dtype, const TensorView& to) {
   const TensorInfo* info = checkpoint_.find(name);
   CHECK(info != nullptr, "{} passed the shape check and is gone", name);
   if (info->dtype == dtype) {
@@ -85,7 +85,7 @@ void WeightLoader::read_slice(const std::string& name, Range rows, Range cols, D
     const int64_t width = info->shape.size() > 1 ? info->shape[1] : 1;
     if (is_quantized(info->dtype)) {
       log::info("{}: columns {}+{} split a {} block; this rank holds them as f32", name, cols.begin,
-                cols.size, dtype_info(info->dtype).name);
+          cols.size, dtype_info(info->dtype).name);
     }
     // A vector is one row to widen; a matrix is widened row by row.
     const int64_t lines = info->shape.size() > 1 ? rows.size : 1;

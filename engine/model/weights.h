@@ -25,9 +25,8 @@ struct LinearSlice {
 // Matrices of one dtype are stored as one, so that they are one kernel call.
 class Linear {
  public:
-  // x: [T, in]; out: [T, out_features()].
+  // x: [T, in]; out: [T, n], n the outputs of all matrices.
   void forward(Ops& ops, const TensorView& x, const TensorView& out) const;
-  int64_t out_features() const { return out_features_; }
 
  private:
   friend class WeightLoader;
@@ -55,8 +54,8 @@ class WeightLoader {
 
  private:
   DType slice_dtype(const LinearSlice& slice) const;
-  void read_slice(const std::string& name, Range rows, Range cols, DType dtype,
-                  const TensorView& to);
+  void read_slice(
+      const std::string& name, Range rows, Range cols, DType dtype, const TensorView& to);
 
   const Checkpoint& checkpoint_;
   Device& device_;

@@ -10,9 +10,7 @@ namespace {
 
 constexpr size_t kMaxTextBytes = 64 << 10;  // of a sentence or description
 
-bool known(FrameType type) {
-  return type >= FrameType::kWelcome && type <= FrameType::kShutdown;
-}
+bool known(FrameType type) { return type >= FrameType::kWelcome && type <= FrameType::kShutdown; }
 
 // A sentence too long for its frame is cut: the peer would refuse all of it.
 std::string_view cut(const std::string& text) {

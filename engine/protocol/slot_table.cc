@@ -14,7 +14,7 @@ SlotTable::SlotTable(int num_slots, int block_size, uint32_t num_blocks)
       block_size_(block_size),
       num_blocks_(num_blocks) {
   CHECK(num_slots >= 1 && num_slots <= 65536 && block_size >= 1, "{} slots, blocks of {}",
-        num_slots, block_size);
+      num_slots, block_size);
 }
 
 std::string SlotTable::apply(const StepPlan& plan) {
@@ -31,7 +31,7 @@ std::string SlotTable::apply(const StepPlan& plan) {
   for (const Admission& admission : plan.admissions) {
     if (admission.slot >= slots_.size() || slots_[admission.slot].active) {
       return fmt::format("slot {} is admitted but active already, or not one of {}", admission.slot,
-                         slots_.size());
+          slots_.size());
     }
     Slot& slot = slots_[admission.slot];
     slot.active = true;
@@ -67,7 +67,7 @@ std::string SlotTable::apply_row(const Row& row) {
   const uint64_t end = uint64_t{slot.num_computed} + row.count;
   if (end > slot.blocks.size() * static_cast<uint64_t>(block_size_)) {
     return fmt::format("slot {} goes to position {} with {} blocks of {}", row.slot, end,
-                       slot.blocks.size(), block_size_);
+        slot.blocks.size(), block_size_);
   }
   if (end > UINT32_MAX) return fmt::format("slot {} goes to position {}", row.slot, end);
   slot.num_computed = static_cast<uint32_t>(end);

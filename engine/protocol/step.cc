@@ -57,7 +57,7 @@ void put(ByteWriter& out, const Admission& admission) {
 void put_rows(ByteWriter& out, const std::vector<Row>& rows) {
   for (const Row& row : rows) {
     CHECK(row.count >= 1 && row.count <= kMaxRowTokens, "slot {} gets {} tokens", row.slot,
-          row.count);
+        row.count);
     out.put(row.slot);
     out.put(static_cast<uint16_t>(row.count | static_cast<uint16_t>(row.output) << 14));
   }
@@ -108,7 +108,7 @@ bool get_rows(ByteReader in, std::vector<Row>& rows) {
     row.slot = in.get<uint16_t>();
     const auto word = in.get<uint16_t>();
     row.count = word & kCountMask;
-    if (row.count == 0 || word >> 14 > static_cast<int>(Output::kAll)) return false;
+    if (row.count == 0 || word >> 14 > static_cast<int>(Output::kLast)) return false;
     row.output = static_cast<Output>(word >> 14);
     rows.push_back(std::move(row));
   }
@@ -130,14 +130,10 @@ bool get_new_blocks(ByteReader in, std::vector<Row>& rows) {
 
 bool get_section(Section type, ByteReader body, StepPlan& plan) {
   switch (type) {
-    case Section::kReleases:
-      return get_releases(body, plan.releases);
-    case Section::kAdmissions:
-      return get_admissions(body, plan.admissions);
-    case Section::kRows:
-      return get_rows(body, plan.rows);
-    case Section::kNewBlocks:
-      return get_new_blocks(body, plan.rows);
+    case Section::kReleases: return get_releases(body, plan.releases);
+    case Section::kAdmissions: return get_admissions(body, plan.admissions);
+    case Section::kRows: return get_rows(body, plan.rows);
+    case Section::kNewBlocks: return get_new_blocks(body, plan.rows);
   }
   return false;  // of a newer protocol: to skip it would be to run another plan
 }

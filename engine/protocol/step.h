@@ -13,8 +13,9 @@ using BlockId = uint32_t;
 
 inline constexpr int32_t kMaxRowTokens = (1 << 14) - 1;  // a row's count is 14 bits on the wire
 
-// Which of a row's positions give logits: `kLast` samples a token, `kAll` is for prompt logprobs.
-enum class Output : uint8_t { kNone = 0, kLast = 1, kAll = 2 };
+// Which of a row's positions give logits: `kLast` samples a token. Two bits on the wire, so that
+// `all` (prompt logprobs, verification of drafts) can join them.
+enum class Output : uint8_t { kNone = 0, kLast = 1 };
 
 // A sequence seen for the first time (or again after preemption or replay): everything a slot
 // keeps. Its first blocks come with its first row, as for any other sequence.

@@ -5,7 +5,7 @@
 namespace millrace {
 
 Detokenizer::Detokenizer(std::shared_ptr<const Tokenizer> tokenizer,
-                         std::span<const int32_t> prompt_tail, bool skip_special)
+    std::span<const int32_t> prompt_tail, bool skip_special)
     : tokenizer_(std::move(tokenizer)),
       leading_spaces_(mr_tokenizer_leading_spaces(tokenizer_->impl_->handle)),
       skip_special_(skip_special) {
@@ -18,8 +18,6 @@ std::string Detokenizer::push(int32_t id) {
   return take_utf8(pending_, /*last=*/false);
 }
 
-std::string Detokenizer::finish() {
-  return take_utf8(pending_, /*last=*/true);
-}
+std::string Detokenizer::finish() { return take_utf8(pending_, /*last=*/true); }
 
 }  // namespace millrace

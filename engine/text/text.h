@@ -29,9 +29,6 @@ class Tokenizer {
   // The raw bytes one id stands for (may be part of a UTF-8 character); special tokens give their
   // text. For logprobs' `bytes`.
   std::string token_bytes(int32_t id) const;
-  bool is_special(int32_t id) const;
-  // -1 when there is no such token.
-  int32_t token_id(std::string_view token) const;
   // Number of ids, added tokens included: ids are in [0, vocab_size).
   int32_t vocab_size() const;
 
@@ -50,7 +47,7 @@ class Detokenizer {
   // `prompt_tail`: the last prompt ids (up to ~8), so that the first token's leading space is
   // rendered as in the whole text.
   Detokenizer(std::shared_ptr<const Tokenizer> tokenizer, std::span<const int32_t> prompt_tail,
-              bool skip_special);
+      bool skip_special);
   // The text that became certain with `id`; often one word, sometimes empty. An id the tokenizer
   // does not know (models pad their vocabulary) adds nothing.
   std::string push(int32_t id);
@@ -69,9 +66,8 @@ class Detokenizer {
 class ChatTemplate {
  public:
   // Throws Error(kModel) when the template does not parse. `bos_token`, `eos_token`: their text.
-  static std::shared_ptr<const ChatTemplate> parse(std::string_view source,
-                                                   std::string_view bos_token,
-                                                   std::string_view eos_token);
+  static std::shared_ptr<const ChatTemplate> parse(
+      std::string_view source, std::string_view bos_token, std::string_view eos_token);
   ~ChatTemplate();
   ChatTemplate(const ChatTemplate&) = delete;
 
@@ -79,7 +75,7 @@ class ChatTemplate {
   // variables (tools, documents, template kwargs), or "{}". Bounded in fuel, recursion and output.
   // Throws RequestError(kInvalidArgument, param "messages") with the template's own message.
   std::string render(std::string_view messages_json, std::string_view extra_json,
-                     bool add_generation_prompt) const;
+      bool add_generation_prompt) const;
 
  private:
   struct Impl;

@@ -12,8 +12,8 @@ Tokenizer::Impl::~Impl() {
   if (handle != nullptr) mr_tokenizer_free(handle);
 }
 
-bool Tokenizer::Impl::append(int32_t id, bool skip_special, int32_t& leading_spaces,
-                             std::string& bytes) const {
+bool Tokenizer::Impl::append(
+    int32_t id, bool skip_special, int32_t& leading_spaces, std::string& bytes) const {
   const uint8_t* data = nullptr;
   size_t size = 0;
   bool special = false;
@@ -43,20 +43,20 @@ std::shared_ptr<const Tokenizer> Tokenizer::from_json(std::string_view json) {
   auto impl = std::make_unique<Impl>();
   RustBuffer error;
   if (!mr_tokenizer_new(rust_bytes(json), json.size(), &impl->handle, error.out())) {
-    throw Error(ExitCode::kModel,
-                fmt::format("The model's tokenizer cannot be used: {}. Fetch the model's "
-                            "tokenizer.json (or GGUF file) again, or convert it anew.",
-                            error.view()));
+    throw Error(
+        ExitCode::kModel, fmt::format("The model's tokenizer cannot be used: {}. Fetch the model's "
+                                      "tokenizer.json (or GGUF file) again, or convert it anew.",
+                              error.view()));
   }
   return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special) const {
   RustBuffer ids, error;
-  if (!mr_tokenizer_encode(impl_->handle, rust_bytes(text), text.size(), add_special, ids.out(),
-                           error.out())) {
+  if (!mr_tokenizer_encode(
+          impl_->handle, rust_bytes(text), text.size(), add_special, ids.out(), error.out())) {
     throw RequestError(ErrorCode::kInvalidArgument,
-                       fmt::format("The text cannot be tokenized: {}.", error.view()));
+        fmt::format("The text cannot be tokenized: {}.", error.view()));
   }
   std::vector<int32_t> result(ids.view().size() / sizeof(int32_t));
   if (!result.empty()) std::memcpy(result.data(), ids.view().data(), ids.view().size());
@@ -68,8 +68,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) c
   int32_t leading_spaces = mr_tokenizer_leading_spaces(impl_->handle);
   for (const int32_t id : ids) {
     if (!impl_->append(id, skip_special, leading_spaces, bytes)) {
-      throw RequestError(
-          ErrorCode::kInvalidArgument,
+      throw RequestError(ErrorCode::kInvalidArgument,
           fmt::format("Token id {} is not in the vocabulary (0 to {}).", id, vocab_size() - 1));
     }
   }
@@ -80,26 +79,12 @@ std::string Tokenizer::token_bytes(int32_t id) const {
   std::string bytes;
   int32_t leading_spaces = 0;
   if (!impl_->append(id, /*skip_special=*/false, leading_spaces, bytes)) {
-    throw RequestError(
-        ErrorCode::kInvalidArgument,
+    throw RequestError(ErrorCode::kInvalidArgument,
         fmt::format("Token id {} is not in the vocabulary (0 to {}).", id, vocab_size() - 1));
   }
   return bytes;
 }
 
-bool Tokenizer::is_special(int32_t id) const {
-  const uint8_t* data = nullptr;
-  size_t size = 0;
-  bool special = false;
-  return mr_tokenizer_piece(impl_->handle, id, &data, &size, &special) && special;
-}
-
-int32_t Tokenizer::token_id(std::string_view token) const {
-  return mr_tokenizer_find(impl_->handle, rust_bytes(token), token.size());
-}
-
-int32_t Tokenizer::vocab_size() const {
-  return mr_tokenizer_vocab_size(impl_->handle);
-}
+int32_t Tokenizer::vocab_size() const { return mr_tokenizer_vocab_size(impl_->handle); }
 
 }  // namespace millrace

@@ -17,8 +17,7 @@ uint32_t to_us(std::chrono::nanoseconds time) {
 }  // namespace
 
 Executor::Executor(const Topology& topology, const EngineConfig& config, int32_t max_position,
-                   uint32_t num_blocks, Decoder& decoder, Ops& ops, TpOps& tp, PpLink& pp,
-                   Device& device)
+    uint32_t num_blocks, Decoder& decoder, Ops& ops, TpOps& tp, PpLink& pp, Device& device)
     : topology_(topology),
       max_position_(max_position),
       decoder_(decoder),
@@ -27,12 +26,11 @@ Executor::Executor(const Topology& topology, const EngineConfig& config, int32_t
       pp_(pp),
       table_(config.max_num_seqs, config.block_size, num_blocks),
       tokens_(config.max_num_seqs),
-      cache_(device, decoder.num_layers(), decoder.attention_shape(), config.block_size,
-             num_blocks) {
+      cache_(
+          device, decoder.num_layers(), decoder.attention_shape(), config.block_size, num_blocks) {
   for (int lane = 0; lane < topology.num_lanes(); ++lane) {
     lane_hidden_.push_back(device.tensor(DType::kF32,
-                                         {config.max_num_batched_tokens, decoder.hidden_size()},
-                                         "the hidden states of a lane"));
+        {config.max_num_batched_tokens, decoder.hidden_size()}, "the hidden states of a lane"));
   }
 }
 
@@ -80,9 +78,9 @@ void Executor::receive_ids(uint64_t up_to_sequence) {
 void Executor::apply(const StepPlan& plan) {
   const std::string wrong = table_.apply(plan);
   if (!wrong.empty() || table_.hash() != plan.slot_hash) {
-    throw Error(ExitCode::kFailure,
-                fmt::format("plan {} does not follow from this rank's slot table: {}",
-                            plan.sequence, wrong.empty() ? "the hashes differ" : wrong));
+    throw Error(
+        ExitCode::kFailure, fmt::format("plan {} does not follow from this rank's slot table: {}",
+                                plan.sequence, wrong.empty() ? "the hashes differ" : wrong));
   }
   if (!topology_.first_stage() && !topology_.last_stage()) return;
   for (const Admission& admission : plan.admissions) tokens_.admit(admission);
@@ -95,13 +93,13 @@ void Executor::build_input(const StepPlan& plan) {
     const SlotTable::Slot& slot = table_.slot(row.slot);
     const uint32_t first = slot.num_computed - row.count;
     CHECK(slot.num_computed <= static_cast<uint32_t>(max_position_), "slot {} at position {} of {}",
-          row.slot, slot.num_computed, max_position_);
+        row.slot, slot.num_computed, max_position_);
     for (uint32_t i = 0; i < row.count; ++i) {
       input_.positions.push_back(static_cast<int32_t>(first + i));
       if (topology_.first_stage()) {
         const auto& ids = tokens_[row.slot].ids;
         CHECK(first + i < ids.size(), "slot {} has {} ids, position {} is planned", row.slot,
-              ids.size(), first + i);
+            ids.size(), first + i);
         input_.ids.push_back(ids[first + i]);
       }
     }

@@ -7,9 +7,7 @@
 #pragma once
 
 #include <atomic>
-#include <cstdint>
 #include <deque>
-#include <memory>
 #include <vector>
 
 #include "engine/core/device.h"
@@ -28,7 +26,7 @@ class Executor {
  public:
   // What is passed by reference outlives the executor.
   Executor(const Topology& topology, const EngineConfig& config, int32_t max_position,
-           uint32_t num_blocks, Decoder& decoder, Ops& ops, TpOps& tp, PpLink& pp, Device& device);
+      uint32_t num_blocks, Decoder& decoder, Ops& ops, TpOps& tp, PpLink& pp, Device& device);
 
   // Runs one plan. `progress` ticks once per layer. The result has rows on the last stage only.
   // Throws Error when the plan does not follow from the slot table (a lost or foreign plan).

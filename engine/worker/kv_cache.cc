@@ -3,13 +3,12 @@
 namespace millrace {
 
 KvCache::KvCache(Device& device, int num_layers, const AttentionShape& shape, int block_size,
-                 uint32_t num_blocks) {
+    uint32_t num_blocks) {
   for (int i = 0; i < num_layers; ++i) {
     KvCacheView view;
     for (TensorView* half : {&view.k, &view.v}) {
       tensors_.push_back(device.tensor(DType::kF32,
-                                       {num_blocks, shape.num_kv_heads, block_size, shape.head_dim},
-                                       "the KV cache"));
+          {num_blocks, shape.num_kv_heads, block_size, shape.head_dim}, "the KV cache"));
       *half = tensors_.back().view;
     }
     views_.push_back(view);

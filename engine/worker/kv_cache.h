@@ -14,7 +14,7 @@ class KvCache {
  public:
   // k, v per layer: f32 [num_blocks, Hkv, block_size, D]. Throws Error(kOutOfMemory).
   KvCache(Device& device, int num_layers, const AttentionShape& shape, int block_size,
-          uint32_t num_blocks);
+      uint32_t num_blocks);
   std::span<const KvCacheView> views() const { return views_; }
 
   // Of all layers together.

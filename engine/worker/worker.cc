@@ -49,7 +49,7 @@ class Rank {
     max_position_ = config_.max_model_len > 0 ? config_.max_model_len : model.max_position;
     const DecoderLimits limits{config_.max_num_batched_tokens, config_.max_num_seqs, max_position_};
     decoder_ = std::make_unique<Decoder>(*checkpoint, stage, limits, *ops_, tp_, *device_,
-                                         [this] { session_.progress().fetch_add(1); });
+        [this] { session_.progress().fetch_add(1); });
     Ready ready;
     ready.rank = context_.rank;
     ready.weight_bytes = decoder_->weight_bytes();
@@ -68,8 +68,8 @@ class Rank {
   }
 
   void start(const Start& start) {
-    executor_ = std::make_unique<Executor>(topology_, config_, max_position_, start.num_blocks,
-                                           *decoder_, *ops_, tp_, pp_, *device_);
+    executor_ = std::make_unique<Executor>(
+        topology_, config_, max_position_, start.num_blocks, *decoder_, *ops_, tp_, pp_, *device_);
   }
 
   // `idle`: how long this rank waited for the plan.
@@ -101,10 +101,10 @@ class Rank {
         std::min(bytes / bytes_per_block, blocks_per_sequence * config_.max_num_seqs);
     if (blocks < 1) {
       throw Error(ExitCode::kOutOfMemory,
-                  fmt::format("the KV cache has room for no block: {:.1f} MiB for blocks of {:.1f} "
-                              "MiB; raise --kv-cache-memory or free memory",
-                              static_cast<double>(bytes) / (1 << 20),
-                              static_cast<double>(bytes_per_block) / (1 << 20)));
+          fmt::format("the KV cache has room for no block: {:.1f} MiB for blocks of {:.1f} "
+                      "MiB; raise --kv-cache-memory or free memory",
+              static_cast<double>(bytes) / (1 << 20),
+              static_cast<double>(bytes_per_block) / (1 << 20)));
     }
     return static_cast<uint32_t>(blocks);
   }
@@ -139,8 +139,8 @@ void serve(const WorkerContext& context, WorkerSession& session) {
   while (auto frame = session.receive()) {
     switch (frame->type) {
       case FrameType::kWelcome:
-        rank = std::make_unique<Rank>(context, session,
-                                      read_body<EngineConfig>(*frame, "configuration"));
+        rank = std::make_unique<Rank>(
+            context, session, read_body<EngineConfig>(*frame, "configuration"));
         session.send(FrameType::kReady, encode(rank->load()));
         break;
       case FrameType::kStart:
@@ -152,11 +152,10 @@ void serve(const WorkerContext& context, WorkerSession& session) {
         rank->step(plan, std::chrono::steady_clock::now() - waiting_since);
         break;
       }
-      case FrameType::kShutdown:
-        return;
+      case FrameType::kShutdown: return;
       default:
-        throw Error(ExitCode::kFailure, fmt::format("the coordinator sent a frame of type {}",
-                                                    static_cast<int>(frame->type)));
+        throw Error(ExitCode::kFailure,
+            fmt::format("the coordinator sent a frame of type {}", static_cast<int>(frame->type)));
     }
     waiting_since = std::chrono::steady_clock::now();
   }

@@ -11,13 +11,9 @@ namespace json = boost::json;
 namespace {
 
 json::object model_object(const ModelContext& model) {
-  return {{"id", model.name},
-          {"object", "model"},
-          {"created", model.created},
-          {"owned_by", "millrace"},
-          {"root", model.name},
-          {"parent", nullptr},
-          {"max_model_len", model.max_model_len}};
+  return {{"id", model.name}, {"object", "model"}, {"created", model.created},
+      {"owned_by", "millrace"}, {"root", model.name}, {"parent", nullptr},
+      {"max_model_len", model.max_model_len}};
 }
 
 }  // namespace
@@ -45,8 +41,8 @@ std::string error_json(const Status& status) {
   return error_json(http_status(status.code), status.message, status.param, code);
 }
 
-std::string error_json(int http_status, std::string_view message, std::string_view param,
-                       std::string_view code) {
+std::string error_json(
+    int http_status, std::string_view message, std::string_view param, std::string_view code) {
   const auto or_null = [](std::string_view s) {
     return s.empty() ? json::value(nullptr) : json::value(json::string_view(s.data(), s.size()));
   };

@@ -22,8 +22,8 @@ constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxStopTokens = 128;
 
 [[noreturn]] void refuse(std::string_view param, const std::string& what) {
-  throw RequestError(ErrorCode::kInvalidArgument, fmt::format("`{}` {}.", param, what),
-                     std::string(param));
+  throw RequestError(
+      ErrorCode::kInvalidArgument, fmt::format("`{}` {}.", param, what), std::string(param));
 }
 
 // --- what a field can be
@@ -262,8 +262,7 @@ CallFields read_fields(ApiKind kind, const json::object& body) {
     const auto field = std::find_if(std::begin(kFields), std::end(kFields), [&](const Field& f) {
       return f.name == std::string_view(member.key()) && (f.kinds & mask) != 0;
     });
-    if (field == std::end(kFields))
-      warn_unknown(member.key());
+    if (field == std::end(kFields)) warn_unknown(member.key());
     else if (!member.value().is_null())
       std::visit(Reader{*field, member.value(), fields}, field->rule);
   }

@@ -50,7 +50,7 @@ struct CallFields {
 CallFields read_fields(ApiKind kind, const boost::json::object& body);
 
 // An integer of JSON (5 or 5.0) within [min, max]; throws RequestError(param) otherwise.
-int64_t read_integer(const boost::json::value& value, int64_t min, int64_t max,
-                     const std::string& param);
+int64_t read_integer(
+    const boost::json::value& value, int64_t min, int64_t max, const std::string& param);
 
 }  // namespace millrace

@@ -25,7 +25,7 @@ OpenCall::OpenCall(EngineApi& engine, const ModelContext& model, ApiCall call)
     : engine_(engine),
       call_(std::move(call)),
       writer_(call_, model, (call_.kind == ApiKind::kChat ? "chatcmpl-" : "cmpl-") + random_id(),
-              std::time(nullptr)) {
+          std::time(nullptr)) {
   for (size_t i = 0; i < call_.choices.size(); ++i)
     choices_.push_back({OutputStream(call_, i, model.tokenizer)});
   num_open_ = choices_.size();

@@ -48,8 +48,8 @@ void validate(const Request& request, const ModelContext& model);
 int http_status(ErrorCode code);
 std::string error_json(const Status& status);
 // The same for errors of HTTP itself; empty `param` and `code` become null.
-std::string error_json(int http_status, std::string_view message, std::string_view param,
-                       std::string_view code);
+std::string error_json(
+    int http_status, std::string_view message, std::string_view param, std::string_view code);
 // GET /v1/models and /v1/models/{id}.
 std::string models_json(const ModelContext& model);
 std::string model_json(const ModelContext& model);

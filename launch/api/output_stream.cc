@@ -6,9 +6,8 @@ namespace millrace {
 namespace {
 
 int32_t count_code_points(std::string_view utf8) {
-  return static_cast<int32_t>(std::count_if(utf8.begin(), utf8.end(), [](char c) {
-    return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
-  }));
+  return static_cast<int32_t>(std::count_if(utf8.begin(), utf8.end(),
+      [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
 }
 
 }  // namespace
@@ -17,14 +16,14 @@ void OutputPiece::append(OutputPiece later) {
   text += later.text;
   token_ids.insert(token_ids.end(), later.token_ids.begin(), later.token_ids.end());
   logprobs.insert(logprobs.end(), std::make_move_iterator(later.logprobs.begin()),
-                  std::make_move_iterator(later.logprobs.end()));
+      std::make_move_iterator(later.logprobs.end()));
   finish = later.finish;
   status = std::move(later.status);
   stopped_by_string = later.stopped_by_string;
 }
 
-OutputStream::OutputStream(const ApiCall& call, size_t choice,
-                           std::shared_ptr<const Tokenizer> tokenizer)
+OutputStream::OutputStream(
+    const ApiCall& call, size_t choice, std::shared_ptr<const Tokenizer> tokenizer)
     : tokenizer_(std::move(tokenizer)),
       detokenizer_(tokenizer_, call.choices[choice].prompt_tail, call.skip_special_tokens),
       stop_(call.stop),
@@ -72,7 +71,7 @@ OutputPiece OutputStream::push(const Emission& emission) {
 void OutputStream::add_token(const SampledToken& sampled) {
   // Without logprobs only the id is needed later.
   waiting_.push_back({want_logprobs_ ? sampled : SampledToken{sampled.token}, text_end(),
-                      std::nullopt, text_length_});
+      std::nullopt, text_length_});
 }
 
 std::optional<OutputStream::Match> OutputStream::add_text(const std::string& text) {

@@ -38,19 +38,18 @@ uint64_t random_seed() {
 void check_together(ApiKind kind, const CallFields& fields, const ModelContext& model) {
   if (fields.model && *fields.model != model.name)
     throw RequestError(ErrorCode::kNotFound,
-                       fmt::format("There is no model \"{}\" here; this server has \"{}\".",
-                                   fields.model->substr(0, kMaxNameInMessage), model.name),
-                       "model");
+        fmt::format("There is no model \"{}\" here; this server has \"{}\".",
+            fields.model->substr(0, kMaxNameInMessage), model.name),
+        "model");
   if (kind == ApiKind::kChat)
     require(fields.messages != nullptr, "`messages` is missing.", "messages");
-  else
-    require(fields.prompt != nullptr, "`prompt` is missing.", "prompt");
+  else require(fields.prompt != nullptr, "`prompt` is missing.", "prompt");
   require(!fields.has_stream_options || fields.stream.value_or(false),
-          "`stream_options` is allowed only with `stream`: true.", "stream_options");
+      "`stream_options` is allowed only with `stream`: true.", "stream_options");
   require(fields.top_logprobs.value_or(0) == 0 || fields.chat_logprobs.value_or(false),
-          "`top_logprobs` needs `logprobs`: true.", "top_logprobs");
+      "`top_logprobs` needs `logprobs`: true.", "top_logprobs");
   require(!fields.echo.value_or(false) || !fields.completion_logprobs,
-          "`echo` together with `logprobs` is not supported by this server.", "echo");
+      "`echo` together with `logprobs` is not supported by this server.", "echo");
 }
 
 SamplingParams read_sampling(ApiKind kind, const CallFields& fields) {
@@ -77,8 +76,8 @@ SamplingParams read_sampling(ApiKind kind, const CallFields& fields) {
 }
 
 // How many tokens the answer may have, given what the prompt leaves.
-int32_t read_max_tokens(ApiKind kind, const CallFields& fields, size_t prompt_tokens,
-                        const ModelContext& model) {
+int32_t read_max_tokens(
+    ApiKind kind, const CallFields& fields, size_t prompt_tokens, const ModelContext& model) {
   const int64_t left = model.max_model_len - static_cast<int64_t>(prompt_tokens);
   if (left < 1)
     refuse_length(model, prompt_tokens, 0, kind == ApiKind::kChat ? "messages" : "prompt");
@@ -91,7 +90,7 @@ int32_t read_max_tokens(ApiKind kind, const CallFields& fields, size_t prompt_to
 }
 
 Request make_request(ApiKind kind, const CallFields& fields, std::vector<int32_t> prompt,
-                     const ModelContext& model) {
+    const ModelContext& model) {
   Request request;
   request.max_tokens = read_max_tokens(kind, fields, prompt.size(), model);
   request.prompt = std::move(prompt);
@@ -99,14 +98,14 @@ Request make_request(ApiKind kind, const CallFields& fields, std::vector<int32_t
   request.min_tokens = static_cast<int32_t>(fields.min_tokens.value_or(0));
   request.stop_token_ids = fields.stop_token_ids;
   if (!fields.ignore_eos.value_or(false))
-    request.stop_token_ids.insert(request.stop_token_ids.end(), model.eos_token_ids.begin(),
-                                  model.eos_token_ids.end());
+    request.stop_token_ids.insert(
+        request.stop_token_ids.end(), model.eos_token_ids.begin(), model.eos_token_ids.end());
   return request;
 }
 
 // n choices of one prompt: they differ by their seeds alone.
-void add_choices(ApiCall& call, const CallFields& fields, Prompt prompt,
-                 const ModelContext& model) {
+void add_choices(
+    ApiCall& call, const CallFields& fields, Prompt prompt, const ModelContext& model) {
   const auto n = static_cast<size_t>(fields.n.value_or(1));
   call.prompt_tokens += static_cast<int32_t>(prompt.ids.size());
   const size_t tail = std::min(kPromptTail, prompt.ids.size());
@@ -147,19 +146,18 @@ ApiCall parse_call(ApiKind kind, const json::object& body, const ModelContext& m
   if (kind == ApiKind::kChat)
     // A template writes its own special tokens.
     prompts.push_back(chat_prompt(*fields.messages, fields.add_special_tokens.value_or(false),
-                                  fields.add_generation_prompt.value_or(true), model));
+        fields.add_generation_prompt.value_or(true), model));
   else
     prompts = completion_prompts(*fields.prompt, fields.add_special_tokens.value_or(true),
-                                 fields.echo.value_or(false), model);
+        fields.echo.value_or(false), model);
   // Counted before anything is copied n times.
   const auto n = static_cast<size_t>(fields.n.value_or(1));
   size_t prompt_tokens = 0;
   for (const Prompt& prompt : prompts) prompt_tokens += prompt.ids.size();
   require(prompts.size() * n <= kMaxChoices,
-          fmt::format("`n` times the number of prompts must be at most {}.", kMaxChoices), "n");
+      fmt::format("`n` times the number of prompts must be at most {}.", kMaxChoices), "n");
   require(prompt_tokens * n <= kMaxPromptTokens,
-          fmt::format("All prompts, `n` times, must have at most {} tokens.", kMaxPromptTokens),
-          "n");
+      fmt::format("All prompts, `n` times, must have at most {} tokens.", kMaxPromptTokens), "n");
   for (Prompt& prompt : prompts) add_choices(call, fields, std::move(prompt), model);
   return call;
 }
@@ -172,7 +170,7 @@ void validate(const Request& request, const ModelContext& model) {
   const auto in_vocabulary = [&](int32_t id) { return id >= 0 && id < model.vocab_size; };
   require(!request.prompt.empty(), "The prompt is empty.", "prompt");
   require(std::all_of(request.prompt.begin(), request.prompt.end(), in_vocabulary),
-          fmt::format("The prompt's ids must be from 0 to {}.", model.vocab_size - 1), "prompt");
+      fmt::format("The prompt's ids must be from 0 to {}.", model.vocab_size - 1), "prompt");
   require(request.max_tokens >= 1, "`max_tokens` must be at least 1.", "max_tokens");
   if (request.prompt.size() >= static_cast<size_t>(model.max_model_len))
     refuse_length(model, request.prompt.size(), 0, "prompt");
@@ -180,26 +178,26 @@ void validate(const Request& request, const ModelContext& model) {
       static_cast<size_t>(model.max_model_len))
     refuse_length(model, request.prompt.size(), request.max_tokens, "max_tokens");
   require(request.min_tokens >= 0 && request.min_tokens <= request.max_tokens,
-          fmt::format("`min_tokens` must be from 0 to the {} tokens the answer may have.",
-                      request.max_tokens),
-          "min_tokens");
+      fmt::format(
+          "`min_tokens` must be from 0 to the {} tokens the answer may have.", request.max_tokens),
+      "min_tokens");
   require(std::all_of(request.stop_token_ids.begin(), request.stop_token_ids.end(), in_vocabulary),
-          fmt::format("`stop_token_ids` must be from 0 to {}.", model.vocab_size - 1),
-          "stop_token_ids");
+      fmt::format("`stop_token_ids` must be from 0 to {}.", model.vocab_size - 1),
+      "stop_token_ids");
   require(within(s.temperature, 0, 2), "`temperature` must be from 0 to 2.", "temperature");
   require(s.top_p > 0 && s.top_p <= 1, "`top_p` must be above 0 and at most 1.", "top_p");
   require(within(s.min_p, 0, 1), "`min_p` must be from 0 to 1.", "min_p");
   require(s.top_k >= 0, "`top_k` must be -1, 0 or the number of tokens to keep.", "top_k");
   require(within(s.repetition_penalty, 0.01f, 100),
-          "`repetition_penalty` must be from 0.01 to 100.", "repetition_penalty");
+      "`repetition_penalty` must be from 0.01 to 100.", "repetition_penalty");
   require(within(s.presence_penalty, -2, 2), "`presence_penalty` must be from -2 to 2.",
-          "presence_penalty");
+      "presence_penalty");
   require(within(s.frequency_penalty, -2, 2), "`frequency_penalty` must be from -2 to 2.",
-          "frequency_penalty");
+      "frequency_penalty");
   require(s.num_logprobs >= -1 && s.num_logprobs <= std::min(kMaxLogprobs, model.vocab_size),
-          fmt::format("At most {} logprobs can be asked for.",
-                      std::min(kMaxLogprobs, model.vocab_size)),
-          "logprobs");
+      fmt::format(
+          "At most {} logprobs can be asked for.", std::min(kMaxLogprobs, model.vocab_size)),
+      "logprobs");
 }
 
 }  // namespace millrace

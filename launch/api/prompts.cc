@@ -22,12 +22,11 @@ constexpr size_t kMaxTokenBytes = 256;
   throw RequestError(ErrorCode::kInvalidArgument, message, param);
 }
 
-std::vector<int32_t> encode(std::string_view text, bool add_special, const ModelContext& model,
-                            const std::string& param) {
+std::vector<int32_t> encode(
+    std::string_view text, bool add_special, const ModelContext& model, const std::string& param) {
   const auto context = static_cast<size_t>(model.max_model_len);
   if (text.size() / kMaxTokenBytes > context)
-    throw RequestError(
-        ErrorCode::kContextLengthExceeded,
+    throw RequestError(ErrorCode::kContextLengthExceeded,
         fmt::format(
             "This model's maximum context length is {} tokens: a prompt of {} bytes is longer.",
             context, text.size()),
@@ -75,7 +74,7 @@ std::string read_role(const json::object& message, const std::string& path) {
     if (name == "developer") return "system";
   }
   refuse(path + ".role",
-         fmt::format("`{}.role` must be system, developer, user, assistant or tool.", path));
+      fmt::format("`{}.role` must be system, developer, user, assistant or tool.", path));
 }
 
 json::object read_message(const json::value& value, const std::string& path) {
@@ -88,7 +87,7 @@ json::object read_message(const json::value& value, const std::string& path) {
     const json::value* field = message->if_contains(unsupported);
     if (field != nullptr && !field->is_null() && !(field->is_array() && field->get_array().empty()))
       refuse(path + "." + unsupported,
-             fmt::format("`{}.{}` is not supported by this server.", path, unsupported));
+          fmt::format("`{}.{}` is not supported by this server.", path, unsupported));
   }
   const json::value* content = message->if_contains("content");
   const bool absent = content == nullptr || content->is_null();
@@ -116,11 +115,11 @@ std::vector<int32_t> read_ids(const json::array& list, const ModelContext& model
 
 }  // namespace
 
-void refuse_length(const ModelContext& model, size_t prompt_tokens, int64_t max_tokens,
-                   const std::string& param) {
+void refuse_length(
+    const ModelContext& model, size_t prompt_tokens, int64_t max_tokens, const std::string& param) {
   std::string message =
       fmt::format("This model's maximum context length is {} tokens, but the prompt has {}",
-                  model.max_model_len, prompt_tokens);
+          model.max_model_len, prompt_tokens);
   if (max_tokens > 0) message += fmt::format(" and up to {} more were asked for", max_tokens);
   message += ". Shorten the prompt";
   message += max_tokens > 0 ? " or ask for fewer tokens." : ".";
@@ -128,7 +127,7 @@ void refuse_length(const ModelContext& model, size_t prompt_tokens, int64_t max_
 }
 
 Prompt chat_prompt(const json::value& messages, bool add_special, bool add_generation_prompt,
-                   const ModelContext& model) {
+    const ModelContext& model) {
   if (!messages.is_array() || messages.get_array().empty())
     refuse("messages", "`messages` must be an array with at least one message.");
   if (messages.get_array().size() > kMaxMessages)
@@ -143,12 +142,12 @@ Prompt chat_prompt(const json::value& messages, bool add_special, bool add_gener
   return {encode(text, add_special, model, "messages"), ""};
 }
 
-std::vector<Prompt> completion_prompts(const json::value& prompt, bool add_special, bool with_text,
-                                       const ModelContext& model) {
+std::vector<Prompt> completion_prompts(
+    const json::value& prompt, bool add_special, bool with_text, const ModelContext& model) {
   std::vector<Prompt> prompts;
   const auto add_text = [&](std::string_view text) {
     prompts.push_back({encode(text, add_special, model, "prompt"),
-                       with_text ? std::string(text) : std::string()});
+        with_text ? std::string(text) : std::string()});
   };
   const auto add_ids = [&](const json::array& list) {
     Prompt made{read_ids(list, model), ""};
@@ -166,7 +165,7 @@ std::vector<Prompt> completion_prompts(const json::value& prompt, bool add_speci
   }
   if (list == nullptr || list->empty())
     refuse("prompt",
-           "`prompt` must be a string, a list of strings, a list of ids or a list of those.");
+        "`prompt` must be a string, a list of strings, a list of ids or a list of those.");
   if (list->size() > kMaxPrompts)
     refuse("prompt", fmt::format("`prompt` must hold at most {} prompts.", kMaxPrompts));
   for (const json::value& item : *list) {

@@ -22,14 +22,14 @@ struct Prompt {
 
 // A chat's messages as the model's template writes them. Throws RequestError.
 Prompt chat_prompt(const boost::json::value& messages, bool add_special, bool add_generation_prompt,
-                   const ModelContext& model);
+    const ModelContext& model);
 
 // A string, a list of strings, a list of ids or a list of lists of ids. Throws RequestError.
-std::vector<Prompt> completion_prompts(const boost::json::value& prompt, bool add_special,
-                                       bool with_text, const ModelContext& model);
+std::vector<Prompt> completion_prompts(
+    const boost::json::value& prompt, bool add_special, bool with_text, const ModelContext& model);
 
 // The answer to a prompt that leaves no room, or to max_tokens that ask for more than is left.
-[[noreturn]] void refuse_length(const ModelContext& model, size_t prompt_tokens, int64_t max_tokens,
-                                const std::string& param);
+[[noreturn]] void refuse_length(
+    const ModelContext& model, size_t prompt_tokens, int64_t max_tokens, const std::string& param);
 
 }  // namespace millrace

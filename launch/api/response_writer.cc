@@ -74,8 +74,8 @@ json::object chat_logprobs(const Tokenizer& tokenizer, const std::vector<OutputL
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
-json::object completion_logprobs(const Tokenizer& tokenizer,
-                                 const std::vector<OutputLogprob>& entries) {
+json::object completion_logprobs(
+    const Tokenizer& tokenizer, const std::vector<OutputLogprob>& entries) {
   json::array tokens, token_logprobs, top_logprobs, text_offset;
   for (const OutputLogprob& entry : entries) {
     const std::string text = to_text(token_bytes(tokenizer, entry.sampled.token));
@@ -89,22 +89,20 @@ json::object completion_logprobs(const Tokenizer& tokenizer,
     top.emplace(view(text), finite(entry.sampled.logprob));
     top_logprobs.push_back(std::move(top));
   }
-  return {{"tokens", std::move(tokens)},
-          {"token_logprobs", std::move(token_logprobs)},
-          {"top_logprobs", std::move(top_logprobs)},
-          {"text_offset", std::move(text_offset)}};
+  return {{"tokens", std::move(tokens)}, {"token_logprobs", std::move(token_logprobs)},
+      {"top_logprobs", std::move(top_logprobs)}, {"text_offset", std::move(text_offset)}};
 }
 
 }  // namespace
 
-ResponseWriter::ResponseWriter(const ApiCall& call, const ModelContext& model, std::string id,
-                               int64_t created)
+ResponseWriter::ResponseWriter(
+    const ApiCall& call, const ModelContext& model, std::string id, int64_t created)
     : call_(call),
       model_(model),
       id_(std::move(id)),
       created_(created),
-      want_logprobs_(!call.choices.empty() &&
-                     call.choices.front().request.sampling.num_logprobs >= 0) {}
+      want_logprobs_(
+          !call.choices.empty() && call.choices.front().request.sampling.num_logprobs >= 0) {}
 
 json::object ResponseWriter::envelope(const char* object) const {
   return {{"id", id_}, {"object", object}, {"created", created_}, {"model", model_.name}};
@@ -117,9 +115,8 @@ json::value ResponseWriter::logprobs(const OutputPiece& piece) const {
 }
 
 json::object ResponseWriter::usage(int32_t completion_tokens) const {
-  return {{"prompt_tokens", call_.prompt_tokens},
-          {"completion_tokens", completion_tokens},
-          {"total_tokens", call_.prompt_tokens + completion_tokens}};
+  return {{"prompt_tokens", call_.prompt_tokens}, {"completion_tokens", completion_tokens},
+      {"total_tokens", call_.prompt_tokens + completion_tokens}};
 }
 
 std::string ResponseWriter::chunk(size_t choice, const OutputPiece& piece, bool first) const {
@@ -152,16 +149,15 @@ std::string ResponseWriter::usage_chunk(int32_t completion_tokens) const {
   return json::serialize(chunk);
 }
 
-std::string ResponseWriter::response(const std::vector<OutputPiece>& choices,
-                                     int32_t completion_tokens) const {
+std::string ResponseWriter::response(
+    const std::vector<OutputPiece>& choices, int32_t completion_tokens) const {
   json::array entries;
   for (size_t i = 0; i < choices.size(); ++i) {
     const OutputPiece& piece = choices[i];
     json::object entry{{"index", i}};
     if (call_.kind == ApiKind::kChat)
       entry["message"] = {{"role", "assistant"}, {"content", piece.text}, {"refusal", nullptr}};
-    else
-      entry["text"] = call_.choices[i].echo + piece.text;
+    else entry["text"] = call_.choices[i].echo + piece.text;
     entry["logprobs"] = logprobs(piece);
     entry["finish_reason"] = finish_reason(piece.finish);
     if (call_.return_token_ids) entry["token_ids"] = json::value_from(piece.token_ids);

@@ -1,135 +1,20 @@
 #include "launch/api/strict_json.h"
 
-#include <algorithm>
-#include <boost/json/basic_parser_impl.hpp>
-#include <boost/json/value_stack.hpp>
-#include <cmath>
-#include <string>
-#include <vector>
+#include <fmt/format.h>
 
 #include "engine/base/status.h"
+#include "engine/base/strict_json.h"
 
 namespace millrace {
-namespace {
 
-namespace json = boost::json;
-using boost::json::error_code;
-
-[[noreturn]] void refuse(const std::string& why) {
-  throw RequestError(ErrorCode::kInvalidArgument, "The body is not acceptable JSON: " + why + ".");
-}
-
-// Builds the value while it watches what Boost.JSON lets pass. It throws out of the parser.
-class Handler {
- public:
-  static constexpr size_t max_object_size = kMaxJsonKeys;
-  static constexpr size_t max_array_size = size_t(-1);
-  static constexpr size_t max_key_size = size_t(-1);
-  static constexpr size_t max_string_size = size_t(-1);
-
-  bool on_document_begin(error_code&) {
-    stack_.reset();
-    return true;
+boost::json::value parse_json(std::string_view text) {
+  try {
+    return parse_strict_json(
+        text, {.max_depth = kMaxJsonDepth, .max_keys = kMaxJsonKeys, .max_values = kMaxJsonValues});
+  } catch (const JsonError& error) {
+    throw RequestError(ErrorCode::kInvalidArgument,
+        fmt::format("The body is not acceptable JSON: {}.", error.what()));
   }
-  bool on_document_end(error_code&) { return true; }
-  bool on_array_begin(error_code&) { return true; }
-  bool on_array_end(size_t n, error_code&) {
-    count();
-    stack_.push_array(n);
-    return true;
-  }
-  bool on_object_begin(error_code&) { return true; }
-  bool on_object_end(size_t n, error_code&) {
-    // The object's own keys are the last n: those of objects inside it are gone already. Sorting
-    // costs n log n whatever the keys are, which a hash table chosen by a client would not.
-    const auto first = keys_.end() - static_cast<std::ptrdiff_t>(n);
-    std::sort(first, keys_.end());
-    if (const auto twice = std::adjacent_find(first, keys_.end()); twice != keys_.end())
-      refuse("the key \"" + twice->substr(0, 64) + "\" stands twice in one object");
-    keys_.erase(first, keys_.end());
-    count();
-    stack_.push_object(n);
-    return true;
-  }
-  bool on_key_part(json::string_view s, size_t, error_code&) {
-    key_.append(s.data(), s.size());
-    stack_.push_chars(s);
-    return true;
-  }
-  bool on_key(json::string_view s, size_t, error_code&) {
-    key_.append(s.data(), s.size());
-    keys_.push_back(std::move(key_));
-    key_.clear();
-    stack_.push_key(s);
-    return true;
-  }
-  bool on_string_part(json::string_view s, size_t, error_code&) {
-    stack_.push_chars(s);
-    return true;
-  }
-  bool on_string(json::string_view s, size_t, error_code&) {
-    count();
-    stack_.push_string(s);
-    return true;
-  }
-  bool on_number_part(json::string_view, error_code&) { return true; }
-  bool on_int64(int64_t i, json::string_view, error_code&) {
-    count();
-    stack_.push_int64(i);
-    return true;
-  }
-  bool on_uint64(uint64_t u, json::string_view, error_code&) {
-    count();
-    stack_.push_uint64(u);
-    return true;
-  }
-  bool on_double(double d, json::string_view, error_code&) {
-    if (!std::isfinite(d)) refuse("a number is too large");
-    count();
-    stack_.push_double(d);
-    return true;
-  }
-  bool on_bool(bool b, error_code&) {
-    count();
-    stack_.push_bool(b);
-    return true;
-  }
-  bool on_null(error_code&) {
-    count();
-    stack_.push_null();
-    return true;
-  }
-  bool on_comment_part(json::string_view, error_code&) { return true; }
-  bool on_comment(json::string_view, error_code&) { return true; }
-
-  json::value release() { return stack_.release(); }
-
- private:
-  void count() {
-    if (++num_values_ > kMaxJsonValues) refuse("it holds too many values");
-  }
-
-  json::value_stack stack_;
-  std::string key_;                // of which only parts have come
-  std::vector<std::string> keys_;  // of all open objects, outermost first
-  size_t num_values_ = 0;
-};
-
-}  // namespace
-
-json::value parse_json(std::string_view text) {
-  json::parse_options options;
-  options.max_depth = kMaxJsonDepth;
-  json::basic_parser<Handler> parser(options);
-  error_code error;
-  const size_t used = parser.write_some(/*more=*/false, text.data(), text.size(), error);
-  if (error == json::error::too_deep)
-    refuse("it is more than " + std::to_string(kMaxJsonDepth) + " levels deep");
-  if (error == json::error::object_too_large)
-    refuse("an object has more than " + std::to_string(kMaxJsonKeys) + " keys");
-  if (error) refuse(error.message() + " at byte " + std::to_string(used));
-  if (used < text.size()) refuse("something follows the value at byte " + std::to_string(used));
-  return parser.handler().release();
 }
 
 }  // namespace millrace

@@ -27,8 +27,7 @@ std::string read_problem(json::object& object, BatchLine& line) {
   const json::string* method = string_field(object, "method");
   if (method == nullptr || *method != "POST") return "`method` must be \"POST\".";
   const json::string* url = string_field(object, "url");
-  if (url != nullptr && *url == "/v1/completions")
-    line.kind = ApiKind::kCompletion;
+  if (url != nullptr && *url == "/v1/completions") line.kind = ApiKind::kCompletion;
   else if (url == nullptr || *url != "/v1/chat/completions")
     return "`url` must be \"/v1/chat/completions\" or \"/v1/completions\".";
   json::value* body = object.if_contains("body");
@@ -45,9 +44,9 @@ std::string quoted(const std::optional<std::string>& text) {
 }
 
 std::string write_line(const std::optional<std::string>& custom_id, const std::string& response,
-                       const std::string& error) {
+    const std::string& error) {
   return fmt::format(R"({{"id":"batch_req_{}","custom_id":{},"response":{},"error":{}}})",
-                     random_id(), quoted(custom_id), response, error);
+      random_id(), quoted(custom_id), response, error);
 }
 
 }  // namespace
@@ -56,10 +55,8 @@ BatchLine read_batch_line(std::string_view text) {
   BatchLine line;
   try {
     json::value value = parse_json(text);
-    if (value.is_object())
-      line.problem = read_problem(value.get_object(), line);
-    else
-      line.problem = "The line must be a JSON object.";
+    if (value.is_object()) line.problem = read_problem(value.get_object(), line);
+    else line.problem = "The line must be a JSON object.";
   } catch (const RequestError& error) {
     line.problem = error.what();
   }
@@ -68,16 +65,15 @@ BatchLine read_batch_line(std::string_view text) {
 
 std::string result_line(const std::string& custom_id, int status, const std::string& body) {
   return write_line(custom_id,
-                    fmt::format(R"({{"status_code":{},"request_id":"req-{}","body":{}}})", status,
-                                random_id(), body),
-                    "null");
+      fmt::format(
+          R"({{"status_code":{},"request_id":"req-{}","body":{}}})", status, random_id(), body),
+      "null");
 }
 
-std::string error_line(const std::optional<std::string>& custom_id, int64_t line_number,
-                       const std::string& problem) {
+std::string error_line(
+    const std::optional<std::string>& custom_id, int64_t line_number, const std::string& problem) {
   const json::object error{{"code", "invalid_line"},
-                           {"message", fmt::format("Line {}: {}", line_number, problem)},
-                           {"line", line_number}};
+      {"message", fmt::format("Line {}: {}", line_number, problem)}, {"line", line_number}};
   return write_line(custom_id, "null", json::serialize(error));
 }
 

@@ -26,7 +26,7 @@ BatchLine read_batch_line(std::string_view text);
 // JSON already.
 std::string result_line(const std::string& custom_id, int status, const std::string& body);
 // The answer to a line that never became a call; it names the line when it has no custom_id.
-std::string error_line(const std::optional<std::string>& custom_id, int64_t line_number,
-                       const std::string& problem);
+std::string error_line(
+    const std::optional<std::string>& custom_id, int64_t line_number, const std::string& problem);
 
 }  // namespace millrace

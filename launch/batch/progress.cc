@@ -31,7 +31,7 @@ Progress::~Progress() {
 }
 
 std::string Progress::line(int64_t done, int64_t total, int64_t failed, int64_t completion_tokens,
-                           double seconds, bool with_bar) {
+    double seconds, bool with_bar) {
   std::string text;
   if (with_bar) {
     const int64_t filled = total > 0 ? kBarWidth * done / total : kBarWidth;
@@ -39,10 +39,9 @@ std::string Progress::line(int64_t done, int64_t total, int64_t failed, int64_t 
   }
   text +=
       fmt::format("{}/{}  {} %  {:.1f} tokens/s", done, total, total > 0 ? 100 * done / total : 100,
-                  static_cast<double>(completion_tokens) / std::max(seconds, 1e-9));
+          static_cast<double>(completion_tokens) / std::max(seconds, 1e-9));
   if (failed > 0) text += fmt::format("  {} failed", failed);
-  if (done >= total)
-    text += "  took " + clock_time(seconds);
+  if (done >= total) text += "  took " + clock_time(seconds);
   else if (done > 0)
     text += "  ETA " +
             clock_time(seconds / static_cast<double>(done) * static_cast<double>(total - done));

@@ -24,7 +24,7 @@ class Progress {
 
   // "[####......]  40/100  40 %  812.3 tokens/s  ETA 0:42"; the bar only for terminals.
   static std::string line(int64_t done, int64_t total, int64_t failed, int64_t completion_tokens,
-                          double seconds, bool with_bar);
+      double seconds, bool with_bar);
 
  private:
   void draw(int64_t done, int64_t failed, int64_t completion_tokens);

@@ -51,7 +51,7 @@ Request random_request(const BenchConfig& config, int32_t vocab_size, std::mt199
 }
 
 std::shared_ptr<Wave> run_wave(const BenchConfig& config, EngineApi& engine, int32_t vocab_size,
-                               int32_t count, std::mt19937_64& random) {
+    int32_t count, std::mt19937_64& random) {
   std::vector<Request> requests;
   for (int32_t i = 0; i < count; ++i) {
     requests.push_back(random_request(config, vocab_size, random));
@@ -83,12 +83,12 @@ void check(const BenchConfig& config, int32_t max_model_len) {
   if (config.input_len < 1 || config.output_len < 2 || config.batch_size < 1 ||
       config.num_prompts < 1 || config.num_iters < 1 || config.num_warmup < 0) {
     throw Error(ExitCode::kUsage,
-                "bench needs --input-len >= 1, --output-len >= 2 and at least one request and run");
+        "bench needs --input-len >= 1, --output-len >= 2 and at least one request and run");
   }
   if (int64_t{config.input_len} + config.output_len > max_model_len) {
     throw Error(ExitCode::kUsage, fmt::format("--input-len {} and --output-len {} together exceed "
                                               "the context of {} tokens",
-                                              config.input_len, config.output_len, max_model_len));
+                                      config.input_len, config.output_len, max_model_len));
   }
 }
 
@@ -106,16 +106,35 @@ DecodeLimit decode_limit(const Checkpoint& model, int32_t rows) {
   return limit;
 }
 
-void add_limit(boost::json::object& json, const DecodeLimit& limit) {
+// One line of a report, in the table and in the JSON.
+struct Figure {
+  const char* key;
+  const char* unit;
+  double value;
+};
+
+// Figures and the limit that decode stands beside, as a table and as one JSON object.
+BenchReport report(const std::string& title, const std::vector<Figure>& figures,
+    const DecodeLimit& limit, boost::json::object json) {
+  BenchReport made{title + "\n", ""};
+  for (const Figure& figure : figures) {
+    json[figure.key] = figure.value;
+    made.table += fmt::format("  {:28}{:10.2f} {}\n", figure.key, figure.value, figure.unit);
+  }
   json["read_bandwidth_gb_per_s"] = limit.read_bytes_per_s / 1e9;
   json["streamed_weight_bytes"] = static_cast<int64_t>(limit.weight_bytes);
   json["decode_limit_tokens_per_s"] = limit.tokens_per_s;
+  made.table +=
+      fmt::format("  decode limit {:.1f} tokens/s: {:.1f} MB of weights read at {:.1f} GB/s\n",
+          limit.tokens_per_s, limit.weight_bytes / 1e6, limit.read_bytes_per_s / 1e9);
+  made.json = boost::json::serialize(json);
+  return made;
 }
 
 }  // namespace
 
-BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
-                          int32_t max_model_len) {
+BenchReport bench_latency(
+    const BenchConfig& config, EngineApi& engine, const Checkpoint& model, int32_t max_model_len) {
   check(config, max_model_len);
   const DecodeLimit limit = decode_limit(model, config.batch_size);
   std::mt19937_64 random(config.seed);
@@ -127,8 +146,8 @@ BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Ch
     const double first = *std::max_element(wave->first_s.begin(), wave->first_s.end());
     const double total = *std::max_element(wave->total_s.begin(), wave->total_s.end());
     log::info("run {} of {}{}: first token {:.1f} ms, all {:.1f} ms", run + 1,
-              config.num_warmup + config.num_iters, counted ? "" : " (warm-up)", first * 1e3,
-              total * 1e3);
+        config.num_warmup + config.num_iters, counted ? "" : " (warm-up)", first * 1e3,
+        total * 1e3);
     if (!counted) continue;
     prefill_s.push_back(first);
     decode_s.push_back(total - first);
@@ -138,37 +157,23 @@ BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Ch
   const double prompt_rate = batch * config.input_len / median(prefill_s);
   const double tpot = median(decode_s) / (config.output_len - 1);
   const double decode_rate = batch / tpot;
-  boost::json::object json{{"input_len", config.input_len},
-                           {"output_len", config.output_len},
-                           {"batch_size", config.batch_size},
-                           {"num_iters", config.num_iters},
-                           {"prompt_tokens", config.batch_size * config.input_len},
-                           {"output_tokens", config.batch_size * config.output_len},
-                           {"ttft_ms", median(prefill_s) * 1e3},
-                           {"tpot_ms", tpot * 1e3},
-                           {"latency_ms", median(total_s) * 1e3},
-                           {"prompt_tokens_per_s", prompt_rate},
-                           {"decode_tokens_per_s", decode_rate},
-                           {"decode_fraction_of_limit", decode_rate / limit.tokens_per_s}};
-  add_limit(json, limit);
-  const std::string table = fmt::format(
-      "latency: {} x ({} prompt + {} output tokens), medians of {} runs\n"
-      "  first token        {:10.1f} ms\n"
-      "  prompt             {:10.1f} tokens/s\n"
-      "  per output token   {:10.2f} ms\n"
-      "  decode             {:10.1f} tokens/s   limit {:.1f} ({:.1f} MB of weights at {:.1f} "
-      "GB/s), "
-      "fraction {:.2f}\n"
-      "  whole request      {:10.1f} ms\n",
-      config.batch_size, config.input_len, config.output_len, config.num_iters,
-      median(prefill_s) * 1e3, prompt_rate, tpot * 1e3, decode_rate, limit.tokens_per_s,
-      limit.weight_bytes / 1e6, limit.read_bytes_per_s / 1e9, decode_rate / limit.tokens_per_s,
-      median(total_s) * 1e3);
-  return {table, boost::json::serialize(json)};
+  return report(fmt::format("latency: {} x ({} prompt + {} output tokens), medians of {} runs",
+                    config.batch_size, config.input_len, config.output_len, config.num_iters),
+      {{"ttft_ms", "ms to the first token", median(prefill_s) * 1e3},
+          {"tpot_ms", "ms per output token", tpot * 1e3},
+          {"latency_ms", "ms for the whole request", median(total_s) * 1e3},
+          {"prompt_tokens_per_s", "tokens/s", prompt_rate},
+          {"decode_tokens_per_s", "tokens/s", decode_rate},
+          {"decode_fraction_of_limit", "", decode_rate / limit.tokens_per_s}},
+      limit,
+      {{"input_len", config.input_len}, {"output_len", config.output_len},
+          {"batch_size", config.batch_size}, {"num_iters", config.num_iters},
+          {"prompt_tokens", config.batch_size * config.input_len},
+          {"output_tokens", config.batch_size * config.output_len}});
 }
 
-BenchReport bench_throughput(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
-                             int32_t max_model_len) {
+BenchReport bench_throughput(
+    const BenchConfig& config, EngineApi& engine, const Checkpoint& model, int32_t max_model_len) {
   check(config, max_model_len);
   const DecodeLimit limit = decode_limit(model, 1);
   std::mt19937_64 random(config.seed);
@@ -180,32 +185,20 @@ BenchReport bench_throughput(const BenchConfig& config, EngineApi& engine, const
   }
   const double prompts = static_cast<double>(config.num_prompts) * config.input_len;
   const double outputs = static_cast<double>(config.num_prompts) * config.output_len;
-  boost::json::object json{{"input_len", config.input_len},
-                           {"output_len", config.output_len},
-                           {"num_prompts", config.num_prompts},
-                           {"seconds", seconds},
-                           {"prompt_tokens", static_cast<int64_t>(prompts)},
-                           {"output_tokens", static_cast<int64_t>(outputs)},
-                           {"requests_per_s", config.num_prompts / seconds},
-                           {"prompt_tokens_per_s", prompts / seconds},
-                           {"decode_tokens_per_s", outputs / seconds},
-                           {"total_tokens_per_s", (prompts + outputs) / seconds},
-                           {"ttft_ms", median(wave->first_s) * 1e3},
-                           {"tpot_ms", median(tpot) * 1e3}};
-  add_limit(json, limit);
-  json["decode_limit_note"] = "of one sequence; a batch shares each reading of the weights";
-  const std::string table = fmt::format(
-      "throughput: {} requests of {} prompt + {} output tokens in {:.2f} s\n"
-      "  requests           {:10.2f} /s\n"
-      "  prompt             {:10.1f} tokens/s\n"
-      "  output             {:10.1f} tokens/s   one sequence alone is limited to {:.1f}\n"
-      "  all tokens         {:10.1f} tokens/s\n"
-      "  first token        {:10.1f} ms (median)\n"
-      "  per output token   {:10.2f} ms (median)\n",
-      config.num_prompts, config.input_len, config.output_len, seconds,
-      config.num_prompts / seconds, prompts / seconds, outputs / seconds, limit.tokens_per_s,
-      (prompts + outputs) / seconds, median(wave->first_s) * 1e3, median(tpot) * 1e3);
-  return {table, boost::json::serialize(json)};
+  return report(fmt::format("throughput: {} requests of {} prompt + {} output tokens in {:.2f} s "
+                            "(the decode limit is of one sequence)",
+                    config.num_prompts, config.input_len, config.output_len, seconds),
+      {{"requests_per_s", "requests/s", config.num_prompts / seconds},
+          {"prompt_tokens_per_s", "tokens/s", prompts / seconds},
+          {"decode_tokens_per_s", "tokens/s", outputs / seconds},
+          {"total_tokens_per_s", "tokens/s", (prompts + outputs) / seconds},
+          {"ttft_ms", "ms to the first token (median)", median(wave->first_s) * 1e3},
+          {"tpot_ms", "ms per output token (median)", median(tpot) * 1e3}},
+      limit,
+      {{"input_len", config.input_len}, {"output_len", config.output_len},
+          {"num_prompts", config.num_prompts}, {"seconds", seconds},
+          {"prompt_tokens", static_cast<int64_t>(prompts)},
+          {"output_tokens", static_cast<int64_t>(outputs)}});
 }
 
 }  // namespace millrace

@@ -56,7 +56,7 @@ std::string Answer::speed() const {
   const double rate = num_tokens > 1 ? (num_tokens - 1) / std::max(total_s - first_s, 1e-9)
                                      : num_tokens / std::max(total_s, 1e-9);
   return fmt::format("{} token{}, {:.1f} tokens/s, the first after {:.2f} s", num_tokens,
-                     num_tokens == 1 ? "" : "s", rate, first_s);
+      num_tokens == 1 ? "" : "s", rate, first_s);
 }
 
 boost::json::object call_body(const SamplingFlags& flags, const ModelContext& model) {
@@ -76,8 +76,8 @@ boost::json::object call_body(const SamplingFlags& flags, const ModelContext& mo
   return body;
 }
 
-Answer ask(Session& session, const ApiCall& call,
-           const std::function<void(std::string_view)>& on_text) {
+Answer ask(
+    Session& session, const ApiCall& call, const std::function<void(std::string_view)>& on_text) {
   OutputStream stream(call, 0, session.model().tokenizer);
   const auto inbox = std::make_shared<Inbox>();
   const auto began = Clock::now();

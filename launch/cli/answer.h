@@ -27,8 +27,8 @@ boost::json::object call_body(const SamplingFlags& flags, const ModelContext& mo
 
 // Runs the one choice of `call`; `on_text` gets each piece of text that has become certain. Throws
 // RequestError when the request fails, Error(kWorkerLost) when the engine does.
-Answer ask(Session& session, const ApiCall& call,
-           const std::function<void(std::string_view)>& on_text);
+Answer ask(
+    Session& session, const ApiCall& call, const std::function<void(std::string_view)>& on_text);
 
 // Writes and flushes; throws Error(kInput) when standard output is closed.
 void write_stdout(std::string_view text);

@@ -12,24 +12,16 @@
 #include "engine/base/file.h"
 #include "engine/base/status.h"
 #include "launch/cli/config_file.h"
+#include "launch/cli/help.h"
 
 namespace millrace {
 
 namespace {
 
 constexpr uint64_t kMaxConfigBytes = 1 << 20;
-constexpr int kHelpColumn = 44;
-
-// CLI11 knows single dashes with one letter only.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 3> kShortNames = {{
-    {"-tp", "--tensor-parallel-size"},
-    {"-pp", "--pipeline-parallel-size"},
-    {"-np", "--max-num-seqs"},
-}};
-
 // Their values are anybody's text.
-constexpr std::array<std::string_view, 6> kTextFlags = {"--prompt",  "-p", "--stop",
-                                                        "--message", "-m", "--system"};
+constexpr std::array<std::string_view, 6> kTextFlags = {
+    "--prompt", "-p", "--stop", "--message", "-m", "--system"};
 
 [[noreturn]] void usage_error(const std::string& sentence) {
   throw Error(ExitCode::kUsage, sentence);
@@ -40,27 +32,13 @@ std::string did_you_mean(std::string_view word, const std::vector<std::string>& 
   return guess.empty() ? "" : fmt::format("did you mean {}? ", guess);
 }
 
-std::string overview() {
-  std::string text = "millrace " MILLRACE_VERSION
-                     ": serves language models on one machine or many ranks\n\n"
-                     "Usage: millrace COMMAND MODEL [flags]\n\nCommands:\n";
-  for (const CommandInfo& info : command_table()) {
-    text += fmt::format("  {:18} {}\n", info.name, info.summary);
-  }
-  return text +
-         "\n`millrace COMMAND --help` lists the flags. MODEL is a folder or a .gguf file.\n"
-         "With -tp N -pp M millrace starts N x M ranks by itself; under mpirun it uses those.\n"
-         "Exit codes: 0 ok, 1 failure, 2 usage, 3 model, 4 layout, 5 address, 6 worker lost, "
-         "7 out of\nmemory, 8 some batch rows failed, 9 input or output file, 70 a bug.\n";
-}
-
 std::unique_ptr<CLI::App> make_app(const CommandInfo& info, Options& options) {
-  auto app = std::make_unique<CLI::App>(std::string(info.summary) + ".",
-                                        fmt::format("millrace {}", info.name));
-  app->get_formatter()->column_width(kHelpColumn);
-  app->set_help_flag("-h,--help", "Print this text")->group("General");
+  auto app = std::make_unique<CLI::App>(
+      std::string(info.summary) + ".", fmt::format("millrace {}", info.name));
+  app->set_help_flag();
   app->allow_extras();
   declare_flags(*app, info.command, options);
+  app->set_help_flag("-h,--help", "Print this text")->group("General");
   return app;
 }
 
@@ -83,8 +61,8 @@ bool known_to_any_command(const std::string& key) {
 }
 
 // One sentence for what CLI11 found; its own may have several lines.
-[[noreturn]] void refuse(const CLI::ParseError& error, const CLI::App& app,
-                         const std::string& where) {
+[[noreturn]] void refuse(
+    const CLI::ParseError& error, const CLI::App& app, const std::string& where) {
   std::string what = error.what();
   std::replace(what.begin(), what.end(), '\n', ' ');
   usage_error(fmt::format("{}{}; `{} --help` lists the flags", where, what, app.get_name()));
@@ -93,17 +71,17 @@ bool known_to_any_command(const std::string& key) {
 void refuse_extras(const CLI::App& app) {
   const auto extras = app.remaining();
   if (extras.empty()) return;
-  const auto flag = std::find_if(extras.begin(), extras.end(),
-                                 [](const std::string& word) { return word.starts_with("-"); });
+  const auto flag = std::find_if(
+      extras.begin(), extras.end(), [](const std::string& word) { return word.starts_with("-"); });
   if (flag == extras.end()) {
-    usage_error(fmt::format("unexpected argument '{}': {} takes one MODEL and flags", extras[0],
-                            app.get_name()));
+    usage_error(fmt::format(
+        "unexpected argument '{}': {} takes one MODEL and flags", extras[0], app.get_name()));
   }
   const std::string name = flag->substr(0, flag->find('='));
   std::vector<std::string> candidates = long_names(app);
   for (std::string& candidate : candidates) candidate.insert(0, "--");
   usage_error(fmt::format("unknown flag {}: {}`{} --help` lists the flags", name,
-                          did_you_mean(name, candidates), app.get_name()));
+      did_you_mean(name, candidates), app.get_name()));
 }
 
 void apply_config(CLI::App& app, const std::string& path) {
@@ -116,13 +94,13 @@ void apply_config(CLI::App& app, const std::string& path) {
       // One file may serve several commands.
       if (key != "help" && key != "config" && known_to_any_command(key)) continue;
       usage_error(fmt::format("unknown key {} in {}: {}keys are the long names of flags", key, path,
-                              did_you_mean(key, long_names(app))));
+          did_you_mean(key, long_names(app))));
     }
     if (option->count() > 0) continue;  // the command line or the environment said it
     const bool takes_many = option->get_items_expected_max() > 1;
     try {
-      option->add_result(takes_many ? results
-                                    : std::vector{fmt::format("{}", fmt::join(results, ","))});
+      option->add_result(
+          takes_many ? results : std::vector{fmt::format("{}", fmt::join(results, ","))});
       option->run_callback();
     } catch (const CLI::ParseError& error) {
       refuse(error, app, path + ": ");
@@ -143,7 +121,7 @@ const CommandInfo& find_command(const std::vector<std::string>& args, size_t* nu
   }
   if (first == "bench") usage_error("bench needs a kind: `millrace bench latency` or `throughput`");
   usage_error(fmt::format("unknown command '{}': {}`millrace --help` lists the commands", first,
-                          did_you_mean(first, names)));
+      did_you_mean(first, names)));
 }
 
 }  // namespace
@@ -152,7 +130,7 @@ CommandLine parse_command_line(const std::vector<std::string>& args, bool flags_
   CommandLine line;
   if (args.empty()) usage_error("no command given: `millrace --help` lists the commands");
   if (args[0] == "--help" || args[0] == "-h" || args[0] == "help") {
-    line.text = overview();
+    line.text = help_overview();
     return line;
   }
   if (args[0] == "--version" || args[0] == "version") {
@@ -160,7 +138,7 @@ CommandLine parse_command_line(const std::vector<std::string>& args, bool flags_
     return line;
   }
   if (args[0] == "bench" && args.size() > 1 && (args[1] == "--help" || args[1] == "-h")) {
-    line.text = overview();
+    line.text = help_overview();
     return line;
   }
   size_t num_words = 0;
@@ -172,7 +150,7 @@ CommandLine parse_command_line(const std::vector<std::string>& args, bool flags_
   try {
     app->parse(std::move(words));
   } catch (const CLI::CallForHelp&) {
-    line.text = app->help();
+    line.text = help_command(info, *app);
     return line;
   } catch (const CLI::ParseError& error) {
     refuse(error, *app, "");
@@ -195,8 +173,8 @@ std::vector<std::string> normalize(const std::vector<std::string>& args) {
     const size_t name_end = std::min(arg.find('='), arg.size());
     std::string name = arg.substr(0, name_end);
     if (name.starts_with("--")) std::replace(name.begin(), name.end(), '_', '-');
-    for (const auto& [short_name, long_name] : kShortNames) {
-      if (name == short_name) name = long_name;
+    for (const auto& [foreign, ours] : kForeignNames) {
+      if (name == foreign) name = ours;
     }
     result.push_back(name + arg.substr(name_end));
   }

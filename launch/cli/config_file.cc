@@ -15,8 +15,8 @@ namespace {
   throw Error(ExitCode::kUsage, fmt::format("{} line {}: {}", path, mark.line + 1, what));
 }
 
-std::vector<std::string> scalars(const YAML::Node& node, const std::string& path,
-                                 const std::string& key) {
+std::vector<std::string> scalars(
+    const YAML::Node& node, const std::string& path, const std::string& key) {
   if (node.IsScalar()) return {node.Scalar()};
   std::vector<std::string> values;
   if (node.IsSequence()) {

@@ -7,6 +7,7 @@
 #include <iostream>
 #include <iterator>
 
+#include "comm/mpi_world.h"
 #include "engine/base/file.h"
 #include "engine/base/log.h"
 #include "launch/cli/answer.h"
@@ -60,10 +61,10 @@ ExitCode run_generate(const Options& options) {
     if (!options.json) write_stdout(text);
   });
   if (options.json) {
-    const ResponseWriter writer(call, session.model(), options.chat ? "chatcmpl-1" : "cmpl-1",
-                                std::time(nullptr));
+    const ResponseWriter writer(
+        call, session.model(), options.chat ? "chatcmpl-1" : "cmpl-1", std::time(nullptr));
     write_stdout(writer.response({answer.piece}, answer.num_tokens) + "\n");
-  } else if (isatty(STDOUT_FILENO)) {
+  } else if (isatty(STDOUT_FILENO) && !launched_by_mpi()) {  // mpirun's is one for each rank
     write_stdout("\n");
   }
   log::info("{}", answer.speed());

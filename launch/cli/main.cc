@@ -10,7 +10,6 @@
 
 #include "comm/mpi_world.h"
 #include "engine/base/log.h"
-#include "launch/cli/answer.h"
 #include "launch/cli/command_line.h"
 #include "launch/cli/commands.h"
 #include "launch/cluster/worker_main.h"
@@ -20,18 +19,12 @@ namespace {
 
 ExitCode run_command(const CommandLine& line) {
   switch (line.command) {
-    case Command::kGenerate:
-      return run_generate(line.options);
-    case Command::kChat:
-      return run_chat(line.options);
-    case Command::kServe:
-      return run_serve(line.options);
-    case Command::kRunBatch:
-      return run_batch_command(line.options);
-    case Command::kBenchLatency:
-      return run_bench(line.options, /*latency=*/true);
-    case Command::kBenchThroughput:
-      return run_bench(line.options, /*latency=*/false);
+    case Command::kGenerate: return run_generate(line.options);
+    case Command::kChat: return run_chat(line.options);
+    case Command::kServe: return run_serve(line.options);
+    case Command::kRunBatch: return run_batch_command(line.options);
+    case Command::kBenchLatency: return run_bench(line.options, /*latency=*/true);
+    case Command::kBenchThroughput: return run_bench(line.options, /*latency=*/false);
   }
   return ExitCode::kFailure;
 }
@@ -54,7 +47,7 @@ int run(const std::vector<std::string>& args) {
   if (launched_by_mpi()) prctl(PR_SET_PDEATHSIG, SIGTERM);
   const CommandLine line = parse_command_line(args, /*flags_only=*/false);
   if (!line.text.empty()) {
-    write_stdout(line.text);
+    fmt::print("{}", line.text);
     return 0;
   }
   log::init(log::level_from_name(line.options.launch.log_level), "");

@@ -52,9 +52,9 @@ void declare_model(CLI::App& app, Options& o) {
   Flags flags(app, "Model");
   EngineConfig& engine = o.launch.engine;
   flags.add("model,--model", engine.model_path,
-            "A model folder (config.json, *.safetensors) or a .gguf file");
+      "A model folder (config.json, *.safetensors) or a .gguf file");
   flags.add("--served-model-name", o.served_model_name,
-            "Name that clients use (default: the last part of the path)");
+      "Name that clients use. Default: the last part of the path");
   flags.add("--chat-template", o.chat_template, "A Jinja file to use for the model's template");
   flags.add_with_default("--dtype", o.dtype, "auto or float32: the CPU computes in float32");
 }
@@ -63,21 +63,21 @@ void declare_layout(CLI::App& app, Options& o) {
   Flags flags(app, "Layout");
   EngineConfig& engine = o.launch.engine;
   flags
-      .add_with_default("--tensor-parallel-size,--tp-size", engine.tp,
-                        "-tp: ranks that share every layer")
+      .add_with_default(
+          "--tensor-parallel-size,--tp-size", engine.tp, "Ranks that share every layer")
       ->check(CLI::Range(1, kMaxDegree));
   flags
-      .add_with_default("--pipeline-parallel-size,--pp-size", engine.pp,
-                        "-pp: stages of layers, one after the other")
+      .add_with_default(
+          "--pipeline-parallel-size,--pp-size", engine.pp, "Stages of layers, one after the other")
       ->check(CLI::Range(1, kMaxDegree));
-  flags.add("--pp-layers", o.pp_layers,
-            "Layers of each stage by hand, 9,9,8,6 (default: cut by cost)");
+  flags.add(
+      "--pp-layers", o.pp_layers, "Layers of each stage by hand, 9,9,8,6. Default: cut by cost");
   flags.add("--hostfile", o.launch.hostfile,
-            "Open MPI's list of hosts, for ranks on several (default: this host)");
+      "Open MPI's list of hosts, for ranks on several. Default: this host");
   flags.add("--mpirun-args", o.mpirun_args, "Further arguments of the mpirun that is launched");
   flags.add("--control-address", o.launch.control_address,
-            "Address of this host that workers dial (default: 127.0.0.1, or with several hosts the "
-            "first that leads outside)");
+      "Address of this host that workers dial. Default: 127.0.0.1, or with several hosts the "
+      "first that leads outside");
 }
 
 void declare_limits(CLI::App& app, Options& o) {
@@ -85,40 +85,38 @@ void declare_limits(CLI::App& app, Options& o) {
   EngineConfig& engine = o.launch.engine;
   flags
       .add("-c,--max-model-len,--ctx-size", engine.max_model_len,
-           "Longest prompt plus answer in tokens (default: the model's own)")
+          "Longest prompt plus answer in tokens. Default: the model's own")
       ->check(CLI::Range(1, kMaxTokens));
   flags
-      .add_with_default("--max-num-seqs,--parallel", engine.max_num_seqs,
-                        "-np: sequences that run at once")
+      .add_with_default(
+          "--max-num-seqs,--parallel", engine.max_num_seqs, "Sequences that run at once")
       ->check(CLI::Range(1, kMaxSlots));
   flags
-      .add_with_default("--max-num-batched-tokens", engine.max_num_batched_tokens,
-                        "Tokens computed in one step")
+      .add_with_default(
+          "--max-num-batched-tokens", engine.max_num_batched_tokens, "Tokens computed in one step")
       ->check(CLI::Range(1, kMaxRowTokens));
   flags.add_with_default("--block-size", engine.block_size, "Tokens of a KV block: 16, 32 or 64")
       ->check(CLI::IsMember({16, 32, 64}));
   flags
       .add("--kv-cache-memory", engine.kv_cache_bytes,
-           "Memory of the KV cache per rank, 2GiB (default: a share of what is free)")
+          "Memory of the KV cache per rank, 2GiB. Default: a share of what is free")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
   flags
       .add("-t,--threads", engine.threads,
-           "Compute threads per rank (default: cores divided by ranks on the host)")
+          "Compute threads per rank. Default: cores divided by ranks on the host")
       ->check(CLI::Range(1, 1024));
   flags
       .add_with_default("--timeout", engine.timeout_s,
-                        "Seconds that ranks wait for each other before they give up")
+          "Seconds that ranks wait for each other before they give up")
       ->check(CLI::Range(1, 86400));
 }
 
 void declare_general(CLI::App& app, Options& o) {
   Flags flags(app, "General");
-  flags.add("--config", o.config,
-            "A YAML file of flags: its keys are long names. The command line is stronger, then the "
-            "environment, then the file");
+  flags.add("--config", o.config, "A YAML file of flags: its keys are long names");
   flags
       .add_with_default("--log-level,--uvicorn-log-level", o.launch.log_level,
-                        "debug, info, warning, error or off; logs go to standard error")
+          "debug, info, warning, error or off; logs go to standard error")
       ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}));
 }
 
@@ -127,14 +125,14 @@ void declare_sampling(CLI::App& app, Options& o) {
   SamplingFlags& s = o.sampling;
   flags.add("-n,--max-tokens", s.max_tokens, "Longest answer in tokens");
   flags.add("--min-tokens", s.min_tokens, "No stop before so many tokens");
-  flags.add("--temperature", s.temperature, "0 is greedy (default: 1)");
+  flags.add("--temperature", s.temperature, "0 is greedy. Default: 1");
   flags.add("--top-p", s.top_p, "Smallest set of tokens with this probability");
   flags.add("--top-k", s.top_k, "Only the k likeliest tokens");
   flags.add("--min-p", s.min_p, "Only tokens this likely, relative to the likeliest");
   flags.add("--repetition-penalty", s.repetition_penalty, "Above 1: fewer repetitions");
   flags.add("--presence-penalty", s.presence_penalty, "Against tokens the answer has");
   flags.add("--frequency-penalty", s.frequency_penalty, "The same, for each time it has them");
-  flags.add("--seed", s.seed, "Of the sampling noise (default: a new one each time)");
+  flags.add("--seed", s.seed, "Of the sampling noise. Default: a new one each time");
   flags.add("--stop", s.stop, "A text that ends the answer; may be given several times")
       ->allow_extra_args(false);
   flags.add_switch("--ignore-eos", s.ignore_eos, "Go on after the end-of-text token");
@@ -163,11 +161,11 @@ void declare_serve(CLI::App& app, Options& o) {
   flags.add_with_default("--port", o.server.port, "0 is any free one");
   flags
       .add_with_default("--shutdown-timeout", o.server.shutdown_timeout_s,
-                        "Seconds that running requests may take to end after SIGTERM")
+          "Seconds that running requests may take to end after SIGTERM")
       ->check(CLI::Range(0, 86400));
   flags
-      .add_with_default("--max-queue", o.launch.max_queue,
-                        "Requests that wait before further ones are refused")
+      .add_with_default(
+          "--max-queue", o.launch.max_queue, "Requests that wait before further ones are refused")
       ->check(CLI::Range(1, 1 << 20));
 }
 
@@ -203,7 +201,7 @@ std::vector<int32_t> parse_layers(const std::string& text) {
     const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
     if (error != std::errc() || end != word.data() + word.size() || value < 1) {
       throw Error(ExitCode::kUsage,
-                  fmt::format("--pp-layers {}: write the layers of each stage as 9,9,8,6", text));
+          fmt::format("--pp-layers {}: write the layers of each stage as 9,9,8,6", text));
     }
     layers.push_back(value);
   }
@@ -226,18 +224,10 @@ const std::vector<CommandInfo>& command_table() {
 
 void declare_flags(CLI::App& app, Command command, Options& options) {
   switch (command) {
-    case Command::kGenerate:
-      declare_generate(app, options);
-      break;
-    case Command::kChat:
-      declare_chat(app, options);
-      break;
-    case Command::kServe:
-      declare_serve(app, options);
-      break;
-    case Command::kRunBatch:
-      declare_run_batch(app, options);
-      break;
+    case Command::kGenerate: declare_generate(app, options); break;
+    case Command::kChat: declare_chat(app, options); break;
+    case Command::kServe: declare_serve(app, options); break;
+    case Command::kRunBatch: declare_run_batch(app, options); break;
     case Command::kBenchLatency:
     case Command::kBenchThroughput:
       declare_bench(app, command == Command::kBenchLatency, options);
@@ -252,12 +242,11 @@ void declare_flags(CLI::App& app, Command command, Options& options) {
 void finish_options(Options& options) {
   EngineConfig& engine = options.launch.engine;
   if (engine.model_path.empty()) {
-    throw Error(ExitCode::kUsage,
-                "no model named: give a folder or a .gguf file after the command");
+    throw Error(
+        ExitCode::kUsage, "no model named: give a folder or a .gguf file after the command");
   }
   if (options.dtype != "auto" && options.dtype != "float32") {
-    throw Error(
-        ExitCode::kUsage,
+    throw Error(ExitCode::kUsage,
         fmt::format("--dtype {}: the CPU computes in float32; use auto or float32", options.dtype));
   }
   engine.pp_layers = parse_layers(options.pp_layers);

@@ -2,10 +2,12 @@
 // every command. Main thread.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "launch/batch/run_batch.h"
@@ -28,6 +30,13 @@ struct CommandInfo {
   std::string_view summary;
 };
 const std::vector<CommandInfo>& command_table();
+
+// Spellings of other engines with one dash and several letters, and ours.
+inline constexpr std::array<std::pair<std::string_view, std::string_view>, 3> kForeignNames = {{
+    {"-tp", "--tensor-parallel-size"},
+    {"-pp", "--pipeline-parallel-size"},
+    {"-np", "--max-num-seqs"},
+}};
 
 // As a client would send them; what is not set is left to the API's defaults.
 struct SamplingFlags {

@@ -1,10 +1,11 @@
 // `millrace serve`: the HTTP server until a signal asks it to stop or the replica is lost.
 #include <fmt/format.h>
-#include <signal.h>
+#include <unistd.h>
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
+#include <csignal>
 #include <optional>
 
 #include "engine/base/log.h"
@@ -18,6 +19,12 @@ namespace {
 // What ends a server, awaited on the main thread.
 class End {
  public:
+  // While the model loads there is nobody to wait for: the workers see this process end.
+  static void leave_on_signal() {
+    for (const int number : {SIGTERM, SIGINT}) {
+      std::signal(number, [](int) { _exit(static_cast<int>(ExitCode::kOk)); });
+    }
+  }
   // SIGTERM and Ctrl-C stop it; so does SIGUSR1, which mpirun hands on without ending the job.
   void watch_signals() {
     signals_.add(SIGTERM);
@@ -61,13 +68,14 @@ ExitCode run_serve(const Options& options) {
   Server server(options.server);   // binds before the model is loaded: a taken port is told at once
   server.start();
   log::info("listening on http://{}:{}, /health says when the model is loaded", options.server.host,
-            server.port());
-  session.emplace(options, Session::Text::kNeeded,
-                  [&end](const Finished& finished) { end.lost(finished); });
+      server.port());
+  End::leave_on_signal();
+  session.emplace(
+      options, Session::Text::kNeeded, [&end](const Finished& finished) { end.lost(finished); });
   server.set_engine(session->engine(), session->model());
   end.watch_signals();
-  log::info("serving {} at http://{}:{}/v1", session->model().name, options.server.host,
-            server.port());
+  log::info(
+      "serving {} at http://{}:{}/v1", session->model().name, options.server.host, server.port());
   const auto lost = end.wait();
   if (lost) server.fail({ErrorCode::kUnavailable, lost->message, ""});
   server.drain_and_stop();

@@ -50,21 +50,21 @@ struct Session::Loss {
 
 Session::Session(const Options& options, Text text, Engine::OnLost on_lost)
     : loss_(std::make_shared<Loss>()) {
-  engine_ = Engine::start(options.launch,
-                          [loss = loss_, on_lost = std::move(on_lost)](const Finished& finished) {
-                            {
-                              const std::lock_guard lock(loss->mutex);
-                              loss->finished = finished;
-                            }
-                            loss->changed.notify_all();
-                            if (on_lost) on_lost(finished);
-                          });
+  engine_ = Engine::start(
+      options.launch, [loss = loss_, on_lost = std::move(on_lost)](const Finished& finished) {
+        {
+          const std::lock_guard lock(loss->mutex);
+          loss->finished = finished;
+        }
+        loss->changed.notify_all();
+        if (on_lost) on_lost(finished);
+      });
   model_ = make_context(options, *engine_);
   if (text == Text::kNeeded && model_.tokenizer == nullptr) {
     throw Error(ExitCode::kModel,
-                fmt::format("{} has no tokenizer: put its tokenizer.json beside the weights, or "
-                            "run `millrace bench`, which needs none",
-                            options.launch.engine.model_path));
+        fmt::format("{} has no tokenizer: put its tokenizer.json beside the weights, or "
+                    "run `millrace bench`, which needs none",
+            options.launch.engine.model_path));
   }
 }
 

@@ -44,8 +44,7 @@ ExitCode run_bench(const Options& options, bool latency) {
   Session session(options, Session::Text::kNotNeeded);
   const BenchReport report = run_guarded(session, [&] {
     return (latency ? bench_latency : bench_throughput)(options.bench, session.engine(),
-                                                        session.engine().model(),
-                                                        session.engine().max_model_len());
+        session.engine().model(), session.engine().max_model_len());
   });
   write_stdout(options.json ? report.json + "\n" : report.table);
   return ExitCode::kOk;

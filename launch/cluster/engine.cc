@@ -41,13 +41,15 @@ struct Engine::Impl {
       : config(launch),
         mode(choose_mode(launch.engine, launched_by_mpi() ? launcher_size() : -1)),
         checkpoint(open_checkpoint(launch.engine.model_path)),
-        shell(CoordinatorConfig{.engine = launch.engine, .max_queue = launch.max_queue}, io,
-              std::move(on_lost)) {
+        shell({.engine = launch.engine,
+                  .max_queue = launch.max_queue,
+                  .hang_timeout = Millis{launch.engine.timeout_s} * 1000},
+            io, std::move(on_lost)) {
     check_layout(checkpoint->config(), launch.engine);
-    launcher = std::make_unique<Launcher>(config, mode, io, shell.link_events(),
-                                          [this](int rank, std::unique_ptr<WorkerLink> link) {
-                                            shell.add_link(rank, std::move(link));
-                                          });
+    launcher = std::make_unique<Launcher>(
+        config, mode, io, shell.link_events(), [this](int rank, std::unique_ptr<WorkerLink> link) {
+          shell.add_link(rank, std::move(link));
+        });
     boost::asio::post(io, [this] { shell.start_ticking(); });
     thread = std::thread([this] { io.run(); });
   }
@@ -70,16 +72,11 @@ struct Engine::Impl {
     const auto began = steady_clock::now();
     auto next_line = began + kProgressInterval;
     while (!shell.wait(kPollInterval, /*finished_only=*/false)) {
-      if (const auto how = launcher->ended(); how && !shell.wait(kLastWords, true)) {
-        throw Error(ExitCode::kFailure,
-                    fmt::format("{} before every rank was ready: --log-level debug shows its own "
-                                "messages",
-                                *how));
-      }
+      const auto ended = launcher->ended();
+      if (ended && !shell.wait(kLastWords, /*finished_only=*/true)) throw Error(*ended);
       if (steady_clock::now() < next_line) continue;
       next_line += kProgressInterval;
-      log::info(
-          "loading: {} of {} ranks connected, {} s", shell.view().num_links, num_ranks,
+      log::info("loading: {} of {} ranks connected, {} s", shell.view().num_links, num_ranks,
           std::chrono::duration_cast<std::chrono::seconds>(steady_clock::now() - began).count());
     }
     const auto view = shell.view();
@@ -91,8 +88,8 @@ struct Engine::Impl {
   void announce(steady_clock::duration took) const {
     for (const Ready& rank : ready.ranks) log::info("rank {}: {}", rank.rank, rank.description);
     log::info("ready after {:.1f} s: tp {} x pp {}, KV cache of {} tokens",
-              std::chrono::duration<double>(took).count(), config.engine.tp, config.engine.pp,
-              int64_t{ready.num_blocks} * config.engine.block_size);
+        std::chrono::duration<double>(took).count(), config.engine.tp, config.engine.pp,
+        int64_t{ready.num_blocks} * config.engine.block_size);
   }
 
   const LaunchConfig config;
@@ -119,7 +116,7 @@ std::unique_ptr<Engine> Engine::start(const LaunchConfig& config, OnLost on_lost
 RequestId Engine::submit(Request request, EmissionCallback callback) {
   const RequestId id = impl_->next_id.fetch_add(1);
   boost::asio::post(impl_->io, [impl = impl_.get(), id, request = std::move(request),
-                                callback = std::move(callback)]() mutable {
+                                   callback = std::move(callback)]() mutable {
     impl->shell.submit(id, std::move(request), std::move(callback));
   });
   return id;
@@ -129,13 +126,9 @@ void Engine::cancel(RequestId id) {
   boost::asio::post(impl_->io, [impl = impl_.get(), id] { impl->shell.cancel(id); });
 }
 
-CoordinatorStats Engine::stats() const {
-  return impl_->shell.stats();
-}
+CoordinatorStats Engine::stats() const { return impl_->shell.stats(); }
 
-bool Engine::healthy() const {
-  return stats().healthy;
-}
+bool Engine::healthy() const { return stats().healthy; }
 
 bool Engine::drain(int64_t timeout_ms) {
   impl_->shell.expect_end();
@@ -143,9 +136,7 @@ bool Engine::drain(int64_t timeout_ms) {
   return impl_->shell.wait(milliseconds(timeout_ms), /*finished_only=*/true);
 }
 
-const Checkpoint& Engine::model() const {
-  return *impl_->checkpoint;
-}
+const Checkpoint& Engine::model() const { return *impl_->checkpoint; }
 
 int32_t Engine::max_model_len() const {
   const int32_t configured = impl_->config.engine.max_model_len;
@@ -154,8 +145,6 @@ int32_t Engine::max_model_len() const {
   return static_cast<int32_t>(std::min(longest, room));
 }
 
-const std::vector<Ready>& Engine::ranks() const {
-  return impl_->ready.ranks;
-}
+const std::vector<Ready>& Engine::ranks() const { return impl_->ready.ranks; }
 
 }  // namespace millrace

@@ -9,7 +9,7 @@
 
 #include "engine/coordinator/coordinator.h"
 #include "engine/model/checkpoint.h"
-#include "launch/cluster/engine_api.h"
+#include "launch/api/engine_api.h"
 #include "launch/cluster/launcher.h"
 
 namespace millrace {

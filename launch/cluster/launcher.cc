@@ -1,6 +1,7 @@
 #include "launch/cluster/launcher.h"
 
 #include <fmt/format.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -40,6 +41,16 @@ bool all_ranks_here(const LaunchConfig& config, LaunchMode mode) {
   return local_size != nullptr && std::to_string(launcher_size()) == local_size;
 }
 
+// A worker that cannot go on leaves with a code of our table, and mpirun with the worker's; a
+// killed one makes it 128 and the signal's number.
+ExitCode exit_code_of(int wait_status) {
+  if (!WIFEXITED(wait_status) || WEXITSTATUS(wait_status) > 128) return ExitCode::kWorkerLost;
+  const int code = WEXITSTATUS(wait_status);
+  const bool of_our_table =
+      code > static_cast<int>(ExitCode::kFailure) && code <= static_cast<int>(ExitCode::kInput);
+  return of_our_table ? static_cast<ExitCode>(code) : ExitCode::kFailure;
+}
+
 }  // namespace
 
 LaunchMode choose_mode(const EngineConfig& engine, int world_size) {
@@ -47,22 +58,23 @@ LaunchMode choose_mode(const EngineConfig& engine, int world_size) {
   if (world_size < 0) return num_ranks == 1 ? LaunchMode::kInProcess : LaunchMode::kMpirun;
   if (world_size == num_ranks) return LaunchMode::kUnderMpi;
   throw Error(ExitCode::kLayout,
-              fmt::format("mpirun started {} rank{}, but -tp {} times -pp {} needs {}: choose -tp "
-                          "and -pp whose product is {} (for example -tp {}), or run mpirun -np {}",
-                          world_size, world_size == 1 ? "" : "s", engine.tp, engine.pp, num_ranks,
-                          world_size, world_size, num_ranks));
+      fmt::format("mpirun started {} rank{}, but -tp {} times -pp {} needs {}: choose -tp "
+                  "and -pp whose product is {} (for example -tp {}), or run mpirun -np {}",
+          world_size, world_size == 1 ? "" : "s", engine.tp, engine.pp, num_ranks, world_size,
+          world_size, num_ranks));
 }
 
 struct Launcher::Impl {
   std::string name;                        // of the process, for sentences
+  bool quiet = false;                      // mpirun's own messages are held back
   bool own_child = false;                  // mode 3: the process is the worker itself
   std::unique_ptr<LinkListener> listener;  // modes 2 and 3
   std::unique_ptr<Process> process;        // modes 2 and 3
   std::unique_ptr<CoordinatorLink> link;   // mode 1
   std::thread worker;                      // mode 1
 
-  void start_thread(boost::asio::io_context& io, LinkEvents events,
-                    const LinkListener::OnLink& on_link) {
+  void start_thread(
+      boost::asio::io_context& io, LinkEvents events, const LinkListener::OnLink& on_link) {
     InProcessLink ends = make_in_process_link(io, kInProcessRank, std::move(events));
     link = std::move(ends.coordinator_link);
     on_link(kInProcessRank, std::move(ends.worker_link));
@@ -71,7 +83,7 @@ struct Launcher::Impl {
   }
 
   void start_job(const LaunchConfig& config, LaunchMode mode, boost::asio::io_context& io,
-                 LinkEvents events, LinkListener::OnLink on_link) {
+      LinkEvents events, LinkListener::OnLink on_link) {
     LaunchTicket ticket;
     ticket.key = make_session_key();
     ticket.addresses = {config.control_address};
@@ -83,11 +95,11 @@ struct Launcher::Impl {
     ticket.timeout_s = config.engine.timeout_s;
     ticket.log_level = config.log_level;
     const int num_ranks = ticket.tp * ticket.pp;
-    listener = std::make_unique<LinkListener>(io, ticket.addresses.front(), ticket.key, num_ranks,
-                                              std::move(events), std::move(on_link));
+    listener = std::make_unique<LinkListener>(
+        io, ticket.addresses.front(), ticket.key, num_ranks, std::move(events), std::move(on_link));
     ticket.port = listener->port();
-    log::debug("waiting for {} ranks at {} port {}", num_ranks, ticket.addresses.front(),
-               ticket.port);
+    log::debug(
+        "waiting for {} ranks at {} port {}", num_ranks, ticket.addresses.front(), ticket.port);
     process = std::make_unique<Process>(process_config(config, mode, encode(ticket)));
   }
 
@@ -102,9 +114,10 @@ struct Launcher::Impl {
     }
     name = "mpirun";
     const int num_ranks = config.engine.tp * config.engine.pp;
-    const bool debug = log::enabled(log::Level::kDebug);
-    result.argv = mpirun_arguments(
-        {num_ranks, own_path(), config.hostfile, config.mpirun_args, /*quiet=*/!debug});
+    // On one host nothing is left to say beside our own sentence; with several it may be ssh's.
+    quiet = config.hostfile.empty() && !log::enabled(log::Level::kDebug);
+    result.argv =
+        mpirun_arguments({num_ranks, own_path(), config.hostfile, config.mpirun_args, quiet});
     result.environment = mpirun_environment(/*root=*/geteuid() == 0);
     result.own_group = true;
     result.death_signal = SIGTERM;  // mpirun then ends its ranks and tidies up
@@ -113,7 +126,7 @@ struct Launcher::Impl {
 };
 
 Launcher::Launcher(const LaunchConfig& config, LaunchMode mode, boost::asio::io_context& io,
-                   LinkEvents events, LinkListener::OnLink on_link)
+    LinkEvents events, LinkListener::OnLink on_link)
     : impl_(std::make_unique<Impl>()) {
   if (!config.hostfile.empty()) File(config.hostfile, ExitCode::kInput);
   if (mode == LaunchMode::kInProcess) {
@@ -140,11 +153,13 @@ void Launcher::abandon() {
   if (impl_->process != nullptr && impl_->own_child) impl_->process->send_signal(SIGKILL);
 }
 
-std::optional<std::string> Launcher::ended() {
+std::optional<Error> Launcher::ended() {
   if (impl_->process == nullptr) return std::nullopt;
   const auto status = impl_->process->poll();
   if (!status) return std::nullopt;
-  return fmt::format("{} {}", impl_->name, describe_exit(*status));
+  return Error(exit_code_of(*status),
+      fmt::format("the ranks ended before they were ready: {} {}{}", impl_->name,
+          describe_exit(*status), impl_->quiet ? "; --log-level debug shows its messages" : ""));
 }
 
 }  // namespace millrace

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "comm/link.h"
+#include "engine/base/status.h"
 #include "engine/protocol/engine_config.h"
 
 namespace millrace {
@@ -33,7 +34,7 @@ class Launcher {
  public:
   // Starts the workers; each link is handed over on the io_context's thread. Throws Error.
   Launcher(const LaunchConfig& config, LaunchMode mode, boost::asio::io_context& io,
-           LinkEvents events, LinkListener::OnLink on_link);
+      LinkEvents events, LinkListener::OnLink on_link);
   // After stop(), and after the io_context has run for the last time.
   ~Launcher();
   Launcher(const Launcher&) = delete;
@@ -42,8 +43,8 @@ class Launcher {
   void stop();
   // The replica is lost: its workers get no time to leave by themselves.
   void abandon();
-  // How the started process ended, once it has: "mpirun exited with code 1".
-  std::optional<std::string> ended();
+  // Once the started process has ended: how, with the code that its own sentence had or that fits.
+  std::optional<Error> ended();
 
  private:
   struct Impl;

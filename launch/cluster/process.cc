@@ -24,9 +24,7 @@ namespace {
 
 constexpr auto kPollInterval = std::chrono::milliseconds(20);
 
-std::string reason(int error) {
-  return std::system_category().message(error);
-}
+std::string reason(int error) { return std::system_category().message(error); }
 
 // Both ends close on exec; closed with the object.
 struct Pipe {
@@ -70,7 +68,7 @@ std::vector<std::string> child_environment(const ProcessConfig& config) {
 
 // Between fork and exec of a process with threads: system calls only, no memory, no locks.
 [[noreturn]] void become(const ProcessConfig& config, char* const* argv, char* const* environment,
-                         int input, int errors, pid_t parent) {
+    int input, int errors, pid_t parent) {
   prctl(PR_SET_PDEATHSIG, config.death_signal);
   if (getppid() != parent) _exit(1);  // it died before the line above
   if (config.own_group) setpgid(0, 0);
@@ -92,7 +90,7 @@ std::vector<std::string> child_environment(const ProcessConfig& config) {
 
 Process::Process(const ProcessConfig& config) {
   CHECK(!config.argv.empty() && config.input.size() <= PIPE_BUF, "{} bytes of input",
-        config.input.size());
+      config.input.size());
   auto arguments = config.argv;
   auto environment = child_environment(config);
   const auto argv = pointers(arguments);

@@ -14,14 +14,14 @@ constexpr auto kTickInterval = std::chrono::milliseconds(200);
 
 Millis now() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
+      std::chrono::steady_clock::now().time_since_epoch())
       .count();
 }
 
 }  // namespace
 
 ReplicaShell::ReplicaShell(const CoordinatorConfig& config, boost::asio::io_context& io,
-                           std::function<void(const Finished&)> on_lost)
+    std::function<void(const Finished&)> on_lost)
     : timer_(io),
       coordinator_(config, now()),
       on_lost_(std::move(on_lost)),
@@ -142,9 +142,8 @@ CoordinatorStats ReplicaShell::stats() const {
 
 bool ReplicaShell::wait(std::chrono::milliseconds limit, bool finished_only) const {
   std::unique_lock lock(mutex_);
-  return changed_.wait_for(lock, limit, [&] {
-    return view_.finished.has_value() || (!finished_only && view_.ready.has_value());
-  });
+  return changed_.wait_for(lock, limit,
+      [&] { return view_.finished.has_value() || (!finished_only && view_.ready.has_value()); });
 }
 
 void ReplicaShell::expect_end() {

@@ -15,14 +15,14 @@
 
 #include "comm/link.h"
 #include "engine/coordinator/coordinator.h"
-#include "launch/cluster/engine_api.h"
+#include "launch/api/engine_api.h"
 
 namespace millrace {
 
 class ReplicaShell {
  public:
   ReplicaShell(const CoordinatorConfig& config, boost::asio::io_context& io,
-               std::function<void(const Finished&)> on_lost);
+      std::function<void(const Finished&)> on_lost);
 
   // What the links report; to be given to whoever makes them.
   LinkEvents link_events();

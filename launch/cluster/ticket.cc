@@ -76,8 +76,8 @@ Bytes read_ticket(int fd) {
     }
   }
   throw Error(ExitCode::kUsage,
-              "`millrace worker` is started by millrace itself; run `millrace serve MODEL -tp N "
-              "-pp M` instead");
+      "`millrace worker` is started by millrace itself; run `millrace serve MODEL -tp N "
+      "-pp M` instead");
 }
 
 }  // namespace millrace

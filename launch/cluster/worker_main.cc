@@ -40,11 +40,11 @@ LaunchTicket share_ticket(const MpiWorld& world, const Bytes& of_rank_0) {
   LaunchTicket ticket;
   if (!decode(world.broadcast(of_rank_0, /*root=*/0), &ticket)) {
     throw Error(ExitCode::kFailure,
-                "rank 0 sent a ticket of another kind: is the same millrace on every host?");
+        "rank 0 sent a ticket of another kind: is the same millrace on every host?");
   }
   if (ticket.tp * ticket.pp != world.size()) {
     throw Error(ExitCode::kLayout, fmt::format("the layout needs {} ranks, but MPI has {}",
-                                               ticket.tp * ticket.pp, world.size()));
+                                       ticket.tp * ticket.pp, world.size()));
   }
   return ticket;
 }
@@ -78,15 +78,15 @@ int worker_main() {
   if (ticket.tp > 1) tp_comm = world.split(topology.pp_rank(), topology.tp_rank());
   std::unique_ptr<PeerComm> peers;
   if (ticket.pp > 1) peers = world.peers();
-  const auto link = dial_coordinator(ticket.addresses, ticket.port, ticket.key, topology.rank(),
-                                     ticket.timeout_s);
+  const auto link = dial_coordinator(
+      ticket.addresses, ticket.port, ticket.key, topology.rank(), ticket.timeout_s);
   ignore_signals();
   const ExitCode code = run_worker({.rank = topology.rank(),
-                                    .local_size = world.local_size(),
-                                    .link = link.get(),
-                                    .tp_comm = tp_comm.get(),
-                                    .peers = peers.get(),
-                                    .own_process = true});
+      .local_size = world.local_size(),
+      .link = link.get(),
+      .tp_comm = tp_comm.get(),
+      .peers = peers.get(),
+      .own_process = true});
   leave_within(kFinalizeTime, static_cast<int>(code));
   return static_cast<int>(code);
 }

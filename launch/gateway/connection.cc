@@ -31,18 +31,17 @@ Connection::~Connection() { hub_.remove(this); }
 
 void Connection::start() {
   asio::post(socket_.get_executor(), bound([this] {
-               error_code ignored;
-               socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
-               set_deadline(Clock::now() + hub_.config.limits.head_time);
-               read_more();
-             }));
+    error_code ignored;
+    socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
+    set_deadline(Clock::now() + hub_.config.limits.head_time);
+    read_more();
+  }));
 }
 
 void Connection::end_call(const Status& status) {
   asio::post(socket_.get_executor(), bound([this, status] {
-               if (phase_ == Phase::kAnswering && ticket_ != nullptr && !answered_)
-                 fail_call(status);
-             }));
+    if (phase_ == Phase::kAnswering && ticket_ != nullptr && !answered_) fail_call(status);
+  }));
 }
 
 void Connection::shut() {
@@ -57,9 +56,9 @@ void Connection::read_more() {
   if (reading_ || input_ended_ || reader_.unread() >= kMaxPipelined) return;
   reading_ = true;
   socket_.async_read_some(asio::buffer(input_), bound([this](error_code error, size_t size) {
-                            reading_ = false;
-                            error ? on_end_of_input() : on_read(size);
-                          }));
+    reading_ = false;
+    error ? on_end_of_input() : on_read(size);
+  }));
 }
 
 void Connection::on_read(size_t size) {
@@ -135,8 +134,8 @@ void Connection::dispatch(HttpRequest request) {
   if (match.route == Route::kLive) return answer({}, R"({"status":"live"})");
   if (const auto why = hub_.unavailable()) return answer_error(503, why->message, why->code);
   if (match.route == Route::kChat || match.route == Route::kCompletions)
-    return begin_call(match.route == Route::kChat ? ApiKind::kChat : ApiKind::kCompletion,
-                      std::move(request));
+    return begin_call(
+        match.route == Route::kChat ? ApiKind::kChat : ApiKind::kCompletion, std::move(request));
   answer_get(match);
 }
 
@@ -157,7 +156,7 @@ void Connection::begin_call(ApiKind kind, HttpRequest request) {
   const uint64_t serial = ++call_serial_;
   // Parsing, template and tokenizer take milliseconds that other streams must not wait for.
   asio::post(text_pool_, [self = shared_from_this(), kind, serial, serving = hub_.serving(),
-                          body = std::move(request.body)] {
+                             body = std::move(request.body)] {
     ApiCall call;
     Status status;
     try {
@@ -169,11 +168,11 @@ void Connection::begin_call(ApiKind kind, HttpRequest request) {
       status = {ErrorCode::kInternal, "The request could not be read.", ""};
     }
     asio::post(self->socket_.get_executor(),
-               self->bound([self, serial, serving, status, call = std::move(call)]() mutable {
-                 if (serial != self->call_serial_ || self->answered_) return;
-                 status.ok() ? self->submit(std::move(serving), std::move(call))
-                             : self->answer_status(status);
-               }));
+        self->bound([self, serial, serving, status, call = std::move(call)]() mutable {
+          if (serial != self->call_serial_ || self->answered_) return;
+          status.ok() ? self->submit(std::move(serving), std::move(call))
+                      : self->answer_status(status);
+        }));
   });
 }
 
@@ -182,8 +181,8 @@ void Connection::submit(std::shared_ptr<const Serving> serving, ApiCall call) {
   serving_ = std::move(serving);
   call_ = std::make_unique<OpenCall>(*serving_->engine, serving_->model, std::move(call));
   call_->submit([&](size_t choice) -> EmissionCallback {
-    return [gate = hub_.gate, weak = weak_from_this(), serial = call_serial_,
-            choice](const Emission& emission) {
+    return [gate = hub_.gate, weak = weak_from_this(), serial = call_serial_, choice](
+               const Emission& emission) {
       const std::lock_guard lock(gate->mutex);
       if (!gate->open) return;
       if (const auto self = weak.lock())
@@ -216,10 +215,10 @@ void Connection::stream(std::string events, bool ended) {
     stream_begun_ = true;
     keep_alive_ = keep_alive_ && http_1_1_;
     queue_ += write_head({.content_type = "text/event-stream",
-                          .request_id = request_id_,
-                          .close = !keep_alive_,
-                          .event_stream = true,
-                          .chunked = http_1_1_});
+        .request_id = request_id_,
+        .close = !keep_alive_,
+        .event_stream = true,
+        .chunked = http_1_1_});
   }
   events_ += events;
   if (ended) {
@@ -255,8 +254,8 @@ void Connection::answer(AnswerHead head, std::string body) {
   flush_soon();
 }
 
-void Connection::answer_error(int status, const std::string& message, const std::string& code,
-                              bool close) {
+void Connection::answer_error(
+    int status, const std::string& message, const std::string& code, bool close) {
   const AnswerHead head{
       .status = status, .close = close, .retry_after_s = status == 503 ? kRetryAfterS : 0};
   answer(head, error_json(status, message, "", code));
@@ -272,9 +271,9 @@ void Connection::answer_status(const Status& status) {
 void Connection::flush_soon() {
   if (writing_ || std::exchange(flush_posted_, true)) return;
   asio::post(socket_.get_executor(), bound([this] {
-               flush_posted_ = false;
-               flush();
-             }));
+    flush_posted_ = false;
+    flush();
+  }));
 }
 
 void Connection::flush() {
@@ -294,8 +293,7 @@ void Connection::write_some() {
   write_stall_.async_wait(bound([this](error_code error) {
     if (!error && writing_ && write_stall_.expiry() <= Clock::now()) close();
   }));
-  socket_.async_write_some(
-      asio::buffer(output_.data() + written_, output_.size() - written_),
+  socket_.async_write_some(asio::buffer(output_.data() + written_, output_.size() - written_),
       bound([this](error_code error, size_t size) { error ? close() : on_written(size); }));
 }
 

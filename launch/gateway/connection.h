@@ -54,8 +54,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void fail_call(const Status& status);
   // Answering.
   void answer(AnswerHead head, std::string body);
-  void answer_error(int status, const std::string& message, const std::string& code,
-                    bool close = false);
+  void answer_error(
+      int status, const std::string& message, const std::string& code, bool close = false);
   void answer_status(const Status& status);
   void flush_soon();
   void flush();

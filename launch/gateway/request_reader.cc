@@ -53,10 +53,8 @@ RequestReader::State RequestReader::advance() {
     const size_t end = unread_.find(kHeadEnd, from);
     scanned_ = unread_.size();
     const size_t head_size = end == std::string::npos ? unread_.size() : end + kHeadEnd.size();
-    if (head_size > limits_.head_bytes)
-      refuse(431, "The request's head is too large.");
-    else if (end != std::string::npos)
-      read_head(head_size);
+    if (head_size > limits_.head_bytes) refuse(431, "The request's head is too large.");
+    else if (end != std::string::npos) read_head(head_size);
   }
   if (state_ == State::kBody) read_body();
   return state_;

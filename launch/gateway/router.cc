@@ -81,7 +81,7 @@ std::string_view trim(std::string_view s) {
 std::string lower(std::string_view s) {
   std::string out(s);
   std::transform(out.begin(), out.end(), out.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+      [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   return out;
 }
 
@@ -117,10 +117,8 @@ std::string write_head(const AnswerHead& head) {
   std::string text = fmt::format(
       "HTTP/1.1 {} {}\r\nDate: {}\r\nServer: millrace\r\nContent-Type: {}\r\nx-request-id: {}\r\n",
       head.status, reason(head.status), http_date(), head.content_type, head.request_id);
-  if (head.event_stream)
-    text += "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n";
-  else
-    text += fmt::format("Content-Length: {}\r\n", head.content_length);
+  if (head.event_stream) text += "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n";
+  else text += fmt::format("Content-Length: {}\r\n", head.content_length);
   if (head.chunked) text += "Transfer-Encoding: chunked\r\n";
   if (!head.allow.empty()) text += fmt::format("Allow: {}\r\n", head.allow);
   if (head.retry_after_s > 0) text += fmt::format("Retry-After: {}\r\n", head.retry_after_s);

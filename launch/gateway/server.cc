@@ -49,27 +49,26 @@ struct Server::Impl {
 void Server::Impl::listen() {
   const ServerConfig& config = hub.config;
   error_code error;
-  const auto found = tcp::resolver(io).resolve(config.host, std::to_string(config.port),
-                                               tcp::resolver::passive, error);
+  const auto found = tcp::resolver(io).resolve(
+      config.host, std::to_string(config.port), tcp::resolver::passive, error);
   if (error || found.empty())
     throw Error(ExitCode::kAddress,
-                fmt::format("The address \"{}\" is not known here ({}). Give --host an address of "
-                            "this machine, 127.0.0.1 or 0.0.0.0.",
-                            config.host, error.message()));
+        fmt::format("The address \"{}\" is not known here ({}). Give --host an address of "
+                    "this machine, 127.0.0.1 or 0.0.0.0.",
+            config.host, error.message()));
   const tcp::endpoint endpoint = *found.begin();
   acceptor.open(endpoint.protocol(), error);
   if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
   if (!error) acceptor.bind(endpoint, error);
   if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
   if (error == asio::error::address_in_use)
-    throw Error(
-        ExitCode::kAddress,
+    throw Error(ExitCode::kAddress,
         fmt::format("Port {} on {} is in use. End the program that has it, or choose another "
                     "with --port.",
-                    config.port, config.host));
+            config.port, config.host));
   if (error)
-    throw Error(ExitCode::kAddress, fmt::format("Cannot listen on {} port {}: {}.", config.host,
-                                                config.port, error.message()));
+    throw Error(ExitCode::kAddress,
+        fmt::format("Cannot listen on {} port {}: {}.", config.host, config.port, error.message()));
   port = acceptor.local_endpoint().port();
 }
 
@@ -145,8 +144,8 @@ void Server::drain_and_stop() {
   Hub& hub = impl_->hub;
   hub.set_draining();
   if (!hub.wait_until_idle(std::chrono::seconds(hub.config.shutdown_timeout_s))) {
-    log::warning("some requests did not end within {} s: they get an error",
-                 hub.config.shutdown_timeout_s);
+    log::warning(
+        "some requests did not end within {} s: they get an error", hub.config.shutdown_timeout_s);
     const Status status{ErrorCode::kUnavailable, "The server is shutting down.", ""};
     hub.for_each_connection([&](const auto& connection) { connection->end_call(status); });
     hub.wait_until_idle(kLastWords);

@@ -17,16 +17,14 @@ struct Heard {
               EXPECT_EQ(rank, 3);
               frames.push_back(std::move(frame));
             },
-            [this](int rank, const std::string& reason) {
-              EXPECT_EQ(rank, 3);
-              ends.push_back(reason);
-            }};
+        [this](int rank, const std::string& reason) {
+          EXPECT_EQ(rank, 3);
+          ends.push_back(reason);
+        }};
   }
 };
 
-Bytes numbered(int i) {
-  return Bytes(static_cast<size_t>(12 + i % 50), static_cast<uint8_t>(i));
-}
+Bytes numbered(int i) { return Bytes(static_cast<size_t>(12 + i % 50), static_cast<uint8_t>(i)); }
 
 TEST(InProcessLink, FramesGoBothWaysInOrder) {
   boost::asio::io_context io;

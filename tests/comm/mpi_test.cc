@@ -45,8 +45,6 @@ TEST(MpiWorld, KnowsItsPlace) {
   EXPECT_EQ(launcher_rank(), world->rank());
   EXPECT_EQ(launcher_size(), world->size());
   EXPECT_EQ(world->local_size(), world->size());
-  EXPECT_EQ(world->local_rank(), world->rank());
-  EXPECT_FALSE(world->host().empty());
   world->barrier();
 }
 
@@ -85,14 +83,14 @@ TEST(MpiGroup, GathersUnevenColumns) {
     std::vector<float> mine = contribution(world->rank(), static_cast<size_t>(rows * width));
     std::vector<float> out(static_cast<size_t>(rows * total), -1.0f);
     group->all_gather_cols(TensorView(mine.data(), DType::kF32, {rows, width}), cols,
-                           TensorView(out.data(), DType::kF32, {rows, total}));
+        TensorView(out.data(), DType::kF32, {rows, total}));
     int64_t column = 0;
     for (const int rank : all_ranks()) {
       const int64_t n = cols[static_cast<size_t>(rank)];
       const std::vector<float> theirs = contribution(rank, static_cast<size_t>(rows * n));
       for (int64_t t = 0; t < rows; ++t) {
         ASSERT_EQ(0, std::memcmp(out.data() + t * total + column, theirs.data() + t * n,
-                                 static_cast<size_t>(n) * sizeof(float)))
+                         static_cast<size_t>(n) * sizeof(float)))
             << "row " << t << " of rank " << rank;
       }
       column += n;

@@ -30,15 +30,14 @@ class TestCoordinator {
   explicit TestCoordinator(int num_ranks, bool echo = false)
       : guard_(boost::asio::make_work_guard(io_)), thread_([this] { io_.run(); }) {
     run([&] {
-      listener_ = std::make_unique<LinkListener>(
-          io_, "127.0.0.1", key, num_ranks,
+      listener_ = std::make_unique<LinkListener>(io_, "127.0.0.1", key, num_ranks,
           LinkEvents{[this, echo](int rank, Bytes frame) {
                        if (echo) links_.at(rank)->send(std::make_shared<const Bytes>(frame));
                        note([&] { frames.push_back(std::move(frame)); });
                      },
-                     [this](int rank, const std::string& reason) {
-                       note([&] { ends.emplace_back(rank, reason); });
-                     }},
+              [this](int rank, const std::string& reason) {
+                note([&] { ends.emplace_back(rank, reason); });
+              }},
           [this](int rank, std::unique_ptr<WorkerLink> link) {
             links_[rank] = std::move(link);
             note([&] { ++num_links; });
@@ -149,8 +148,8 @@ class Stranger {
 };
 
 Bytes numbered(int i) {
-  return make_frame(FrameType::kPlan, 1,
-                    Bytes(static_cast<size_t>(i * 37 % 5000), static_cast<uint8_t>(i)));
+  return make_frame(
+      FrameType::kPlan, 1, Bytes(static_cast<size_t>(i * 37 % 5000), static_cast<uint8_t>(i)));
 }
 
 TEST(TcpLink, AThousandFramesGoBothWaysInOrder) {
@@ -274,8 +273,8 @@ TEST(TcpHandshake, ARankOutOfRangeOrTakenIsRefused) {
   TestCoordinator coordinator(2);
   const auto link = coordinator.dial(1);
   for (const int rank : {1, 2, -1}) {
-    EXPECT_THROW(dial_coordinator({"127.0.0.1"}, coordinator.port, coordinator.key, rank, 1),
-                 Error);
+    EXPECT_THROW(
+        dial_coordinator({"127.0.0.1"}, coordinator.port, coordinator.key, rank, 1), Error);
   }
   EXPECT_EQ(coordinator.num_links, 1);
 }
@@ -289,8 +288,8 @@ TEST(TcpHandshake, GarbageIsDroppedAtTheFirstWrongByte) {
 
   Stranger forger(coordinator.port);
   forger.read_challenge();
-  forger.send(handshake::make_answer(make_session_key(), handshake::make_nonce(),
-                                     handshake::make_nonce(), 0));
+  forger.send(handshake::make_answer(
+      make_session_key(), handshake::make_nonce(), handshake::make_nonce(), 0));
   EXPECT_TRUE(forger.dropped());
   EXPECT_EQ(coordinator.num_links, 0);
 }
@@ -298,8 +297,8 @@ TEST(TcpHandshake, GarbageIsDroppedAtTheFirstWrongByte) {
 TEST(TcpHandshake, AReplayedAnswerIsRefused) {
   TestCoordinator coordinator(1);
   const auto recorded = [&](Stranger& worker) {
-    return handshake::make_answer(coordinator.key, worker.read_challenge(), handshake::make_nonce(),
-                                  0);
+    return handshake::make_answer(
+        coordinator.key, worker.read_challenge(), handshake::make_nonce(), 0);
   };
   Stranger worker(coordinator.port);
   const handshake::Answer answer = recorded(worker);
@@ -369,8 +368,8 @@ TEST(TcpHandshake, AStoppedListenerAcceptsNobodyAndItsLinksLiveOn) {
 TEST(TcpLink, TriesTheAddressesInTurnAndNamesThemWhenNoneAnswers) {
   TestCoordinator coordinator(1);
   EXPECT_NE(dial_coordinator({"127.0.0.2", "not an address", "127.0.0.1"}, coordinator.port,
-                             coordinator.key, 0, 30),
-            nullptr);
+                coordinator.key, 0, 30),
+      nullptr);
   try {
     dial_coordinator({"127.0.0.2"}, coordinator.port, coordinator.key, 0, 1);
     ADD_FAILURE();

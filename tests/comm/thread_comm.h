@@ -55,8 +55,8 @@ class ThreadGroup {
       group_.barrier();
     }
 
-    void all_gather_cols(const TensorView& mine, std::span<const int64_t> cols,
-                         const TensorView& out) override {
+    void all_gather_cols(
+        const TensorView& mine, std::span<const int64_t> cols, const TensorView& out) override {
       group_.views_[static_cast<size_t>(rank_)] = mine;
       group_.barrier();
       int64_t column = 0;
@@ -64,7 +64,7 @@ class ThreadGroup {
         const TensorView& theirs = group_.views_[static_cast<size_t>(r)];
         for (int64_t t = 0; t < out.rows(); ++t) {
           std::memcpy(out.row_as<float>(t) + column, theirs.row_as<float>(t),
-                      static_cast<size_t>(cols[static_cast<size_t>(r)]) * sizeof(float));
+              static_cast<size_t>(cols[static_cast<size_t>(r)]) * sizeof(float));
         }
         column += cols[static_cast<size_t>(r)];
       }
@@ -91,7 +91,7 @@ class ThreadGroup {
       auto& box = group_.mail_[{from, rank_, tag}];
       group_.changed_.wait(lock, [&] { return !box.empty(); });
       CHECK(box.front().size() == bytes.size(), "{} bytes came, {} expected", box.front().size(),
-            bytes.size());
+          bytes.size());
       std::memcpy(bytes.data(), box.front().data(), bytes.size());
       box.pop_front();
     }

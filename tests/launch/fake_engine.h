@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "launch/cluster/engine_api.h"
+#include "launch/api/engine_api.h"
 
 namespace millrace {
 
@@ -45,7 +45,7 @@ class FakeEngine : public EngineApi {
   bool drain(int64_t) override { return true; }
 
   void emit(RequestId id, const std::string& text, FinishReason finish = FinishReason::kNone,
-            const Status& status = {}) {
+      const Status& status = {}) {
     Emission emission;
     emission.id = id;
     for (const char c : text) {

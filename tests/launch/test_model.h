@@ -36,33 +36,19 @@ inline std::string test_tokenizer_json(const std::vector<std::string>& extra_tok
     for (const char c : token) symbols += byte_symbol(static_cast<unsigned char>(c));
     vocab[symbols] = id++;
   }
-  const boost::json::object eos{{"id", kEos},      {"content", "<eos>"}, {"single_word", false},
-                                {"lstrip", false}, {"rstrip", false},    {"normalized", false},
-                                {"special", true}};
-  const boost::json::object byte_level{{"type", "ByteLevel"},
-                                       {"add_prefix_space", false},
-                                       {"trim_offsets", false},
-                                       {"use_regex", false}};
+  const boost::json::object eos{{"id", kEos}, {"content", "<eos>"}, {"single_word", false},
+      {"lstrip", false}, {"rstrip", false}, {"normalized", false}, {"special", true}};
+  const boost::json::object byte_level{{"type", "ByteLevel"}, {"add_prefix_space", false},
+      {"trim_offsets", false}, {"use_regex", false}};
   boost::json::array added;
   added.push_back(eos);
-  return boost::json::serialize(
-      boost::json::object{{"version", "1.0"},
-                          {"truncation", nullptr},
-                          {"padding", nullptr},
-                          {"added_tokens", added},
-                          {"normalizer", nullptr},
-                          {"pre_tokenizer", byte_level},
-                          {"post_processor", nullptr},
-                          {"decoder", byte_level},
-                          {"model", boost::json::object{{"type", "BPE"},
-                                                        {"dropout", nullptr},
-                                                        {"unk_token", nullptr},
-                                                        {"continuing_subword_prefix", nullptr},
-                                                        {"end_of_word_suffix", nullptr},
-                                                        {"fuse_unk", false},
-                                                        {"byte_fallback", false},
-                                                        {"vocab", vocab},
-                                                        {"merges", boost::json::array()}}}});
+  return boost::json::serialize(boost::json::object{{"version", "1.0"}, {"truncation", nullptr},
+      {"padding", nullptr}, {"added_tokens", added}, {"normalizer", nullptr},
+      {"pre_tokenizer", byte_level}, {"post_processor", nullptr}, {"decoder", byte_level},
+      {"model", boost::json::object{{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr},
+                    {"continuing_subword_prefix", nullptr}, {"end_of_word_suffix", nullptr},
+                    {"fuse_unk", false}, {"byte_fallback", false}, {"vocab", vocab},
+                    {"merges", boost::json::array()}}}});
 }
 
 inline ModelContext test_model(const std::vector<std::string>& extra_tokens = {}) {

@@ -80,7 +80,7 @@ TEST(TpOps, GathersUnevenShardsSideBySide) {
     for (size_t i = 0; i < mine.size(); ++i) mine[i] = static_cast<float>(rank * 10) + float(i);
     std::vector<float> all(12);
     tp.gather_logits(TensorView(mine.data(), DType::kF32, {kRows, width}), widths,
-                     TensorView(all.data(), DType::kF32, {kRows, 6}));
+        TensorView(all.data(), DType::kF32, {kRows, 6}));
     EXPECT_EQ(all, (std::vector<float>{0, 1, 2, 10, 20, 21, 3, 4, 5, 11, 22, 23}));
   });
 }

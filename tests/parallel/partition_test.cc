@@ -12,8 +12,8 @@
 namespace millrace {
 namespace {
 
-double stage_cost(const Stage& stage, std::span<const double> costs, double embedding,
-                  double head) {
+double stage_cost(
+    const Stage& stage, std::span<const double> costs, double embedding, double head) {
   double sum = (stage.has_embedding ? embedding : 0) + (stage.has_head ? head : 0);
   for (int i = 0; i < stage.num_layers; ++i) {
     sum += costs[static_cast<size_t>(stage.first_layer + i)];

@@ -43,7 +43,7 @@ inline Vec dot_keys(const float* q, const float* k, int32_t dim) {
 
 // Scores of keys [begin, end) of the chunk, then the row's softmax moves on by them.
 inline void score_row(const AttentionArgs& a, const KeyChunk& chunk, const float* q, int32_t begin,
-                      int32_t end, const SoftmaxState& state, int64_t row) {
+    int32_t end, const SoftmaxState& state, int64_t row) {
   float* weight = state.weight + row * kKeyChunk;
   const int32_t first = begin / kWidth * kWidth;
   for (int32_t j = first; j < end; j += kWidth) {
@@ -71,7 +71,7 @@ inline void score_row(const AttentionArgs& a, const KeyChunk& chunk, const float
 // acc[row .. row + kRows) of kVecs vectors from dimension d on; `part` < kWidth for a last piece.
 template <int kRows, int kVecs>
 inline void add_values_at(const AttentionArgs& a, const KeyChunk& chunk, int32_t begin, int32_t end,
-                          const SoftmaxState& state, int64_t row, int32_t d, int part) {
+    const SoftmaxState& state, int64_t row, int32_t d, int part) {
   Vec acc[kRows][kVecs];
   float* to = state.acc + row * a.head_dim + d;
   const float* weight = state.weight + row * kKeyChunk;
@@ -104,7 +104,7 @@ inline void add_values_at(const AttentionArgs& a, const KeyChunk& chunk, int32_t
 
 template <int kRows>
 inline void add_values(const AttentionArgs& a, const KeyChunk& chunk, int32_t begin, int32_t end,
-                       const SoftmaxState& state, int64_t row) {
+    const SoftmaxState& state, int64_t row) {
   int32_t d = 0;
   for (; d + 4 * kWidth <= a.head_dim; d += 4 * kWidth) {
     add_values_at<kRows, 4>(a, chunk, begin, end, state, row, d, kWidth);
@@ -119,7 +119,7 @@ inline void add_values(const AttentionArgs& a, const KeyChunk& chunk, int32_t be
 
 // All heads of token t over its keys in the chunk that begins at `base`.
 inline void attend_chunk(const AttentionArgs& a, const KeyChunk& chunk, int32_t base, int32_t t,
-                         const SoftmaxState& state) {
+    const SoftmaxState& state) {
   const int32_t position = a.positions[t];
   const int32_t oldest = a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
   const auto begin = static_cast<int32_t>(max_of(oldest - base, 0));
@@ -135,14 +135,10 @@ inline void attend_chunk(const AttentionArgs& a, const KeyChunk& chunk, int32_t 
     add_values<kValueRows>(a, chunk, begin, end, state, row + h);
   }
   switch (a.heads - h) {
-    case 1:
-      return add_values<1>(a, chunk, begin, end, state, row + h);
-    case 2:
-      return add_values<2>(a, chunk, begin, end, state, row + h);
-    case 3:
-      return add_values<3>(a, chunk, begin, end, state, row + h);
-    default:
-      return;
+    case 1: return add_values<1>(a, chunk, begin, end, state, row + h);
+    case 2: return add_values<2>(a, chunk, begin, end, state, row + h);
+    case 3: return add_values<3>(a, chunk, begin, end, state, row + h);
+    default: return;
   }
 }
 

@@ -29,13 +29,11 @@ bool is_rows(const TensorView& t, int64_t rows, int64_t cols) {
 bool is_vector(const TensorView& t, int64_t size) {
   return t.dtype == DType::kF32 && t.rank == 1 && t.shape[0] == size;
 }
-int64_t float_stride(const TensorView& t) {
-  return t.stride / 4;
-}
+int64_t float_stride(const TensorView& t) { return t.stride / 4; }
 
 void check_weights(const TensorView& w) {
   CHECK(w.rank == 2 && w.dtype != DType::kI32 && w.shape[1] % dtype_info(w.dtype).block_size == 0,
-        "weights [{}, {}] of {}", w.shape[0], w.shape[1], dtype_info(w.dtype).name);
+      "weights [{}, {}] of {}", w.shape[0], w.shape[1], dtype_info(w.dtype).name);
 }
 
 // One call of the attention kernel.
@@ -53,7 +51,7 @@ class CpuOps final : public Ops {
   CpuOps(ThreadPool& pool, const CpuKernels& kernels) : pool_(pool), kernels_(kernels) {}
 
   void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table,
-             const TensorView& out) override {
+      const TensorView& out) override {
     const auto tokens = static_cast<int64_t>(ids.size());
     check_weights(table);
     CHECK(is_rows(out, tokens, table.cols()));
@@ -68,18 +66,18 @@ class CpuOps final : public Ops {
     });
   }
 
-  void rms_norm(const TensorView& x, const TensorView& weight, float eps,
-                const TensorView& out) override {
+  void rms_norm(
+      const TensorView& x, const TensorView& weight, float eps, const TensorView& out) override {
     CHECK(is_rows(x, x.rows(), x.cols()) && is_rows(out, x.rows(), x.cols()) &&
           is_vector(weight, x.cols()));
     for_rows(x.rows(), 2 * x.cols(), [&](int64_t t) {
-      kernels_.rms_norm(x.row_as<float>(t), weight.as<float>(), eps, x.cols(),
-                        out.row_as<float>(t));
+      kernels_.rms_norm(
+          x.row_as<float>(t), weight.as<float>(), eps, x.cols(), out.row_as<float>(t));
     });
   }
 
   void add_rms_norm(const TensorView& x, const TensorView& residual, const TensorView& weight,
-                    float eps, const TensorView& out) override {
+      float eps, const TensorView& out) override {
     CHECK(is_rows(x, x.rows(), x.cols()) && is_rows(residual, x.rows(), x.cols()) &&
           is_rows(out, x.rows(), x.cols()) && is_vector(weight, x.cols()));
     for_rows(x.rows(), 3 * x.cols(), [&](int64_t t) {
@@ -90,13 +88,13 @@ class CpuOps final : public Ops {
   }
 
   void linear(const TensorView& x, const TensorView& w, const TensorView& bias,
-              const TensorView& out) override {
+      const TensorView& out) override {
     check_weights(w);
     const int64_t rows = x.rows();
     const int64_t outputs = w.rows();
     CHECK(is_rows(x, rows, w.cols()) && is_rows(out, rows, outputs),
-          "[{}, {}] x [{}, {}] -> [{}, {}]", rows, x.cols(), outputs, w.cols(), out.rows(),
-          out.cols());
+        "[{}, {}] x [{}, {}] -> [{}, {}]", rows, x.cols(), outputs, w.cols(), out.rows(),
+        out.cols());
     CHECK(bias.data == nullptr || is_vector(bias, outputs));
     LinearArgs args;
     args.rows = rows;
@@ -128,8 +126,8 @@ class CpuOps final : public Ops {
   }
 
   void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,
-                     const RopeTable& rope, const AttentionShape& shape, const BatchView& batch,
-                     const KvCacheView& cache) override {
+      const RopeTable& rope, const AttentionShape& shape, const BatchView& batch,
+      const KvCacheView& cache) override {
     check_batch(q, shape, batch, cache);
     const int64_t dim = shape.head_dim;
     const int64_t kv_width = shape.num_kv_heads * dim;
@@ -139,7 +137,7 @@ class CpuOps final : public Ops {
     sequence_of_.resize(static_cast<size_t>(batch.num_tokens));
     for (int32_t s = 0; s < batch.num_sequences(); ++s) {
       std::fill(sequence_of_.begin() + batch.cu_tokens[s],
-                sequence_of_.begin() + batch.cu_tokens[s + 1], s);
+          sequence_of_.begin() + batch.cu_tokens[s + 1], s);
     }
     for_rows(batch.num_tokens, 3 * (q.cols() + 2 * kv_width), [&](int64_t t) {
       const int32_t position = batch.positions[static_cast<size_t>(t)];
@@ -155,15 +153,15 @@ class CpuOps final : public Ops {
       for (int32_t h = 0; h < shape.num_kv_heads; ++h) {
         const int64_t slot = (h * batch.block_size + position % batch.block_size) * dim;
         kernels_.rope(k.row_as<float>(t) + h * dim, cos_sin, shape.head_dim, rope.interleaved,
-                      cache.k.row_as<float>(block) + slot);
+            cache.k.row_as<float>(block) + slot);
         std::memcpy(cache.v.row_as<float>(block) + slot, v.row_as<float>(t) + h * dim,
-                    static_cast<size_t>(dim) * sizeof(float));
+            static_cast<size_t>(dim) * sizeof(float));
       }
     });
   }
 
   void attention(const TensorView& q, const KvCacheView& cache, const AttentionShape& shape,
-                 const BatchView& batch, const TensorView& out) override {
+      const BatchView& batch, const TensorView& out) override {
     check_batch(q, shape, batch, cache);
     CHECK(is_rows(out, batch.num_tokens, q.cols()));
     const int64_t work = plan_attention(shape, batch);
@@ -195,19 +193,19 @@ class CpuOps final : public Ops {
     CHECK(is_rows(gate, gate.rows(), gate.cols()) && is_rows(up, gate.rows(), gate.cols()) &&
           is_rows(out, gate.rows(), gate.cols()));
     for_rows(gate.rows(), 4 * gate.cols(), [&](int64_t t) {
-      kernels_.silu_mul(gate.row_as<float>(t), up.row_as<float>(t), gate.cols(),
-                        out.row_as<float>(t));
+      kernels_.silu_mul(
+          gate.row_as<float>(t), up.row_as<float>(t), gate.cols(), out.row_as<float>(t));
     });
   }
 
   void add(const TensorView& x, const TensorView& y) override {
     CHECK(is_rows(x, x.rows(), x.cols()) && is_rows(y, x.rows(), x.cols()));
     for_rows(x.rows(), x.cols(),
-             [&](int64_t t) { kernels_.add(x.row_as<float>(t), y.row_as<float>(t), x.cols()); });
+        [&](int64_t t) { kernels_.add(x.row_as<float>(t), y.row_as<float>(t), x.cols()); });
   }
 
-  void gather_rows(const TensorView& x, std::span<const int32_t> rows,
-                   const TensorView& out) override {
+  void gather_rows(
+      const TensorView& x, std::span<const int32_t> rows, const TensorView& out) override {
     const auto count = static_cast<int64_t>(rows.size());
     CHECK(is_rows(x, x.rows(), x.cols()) && is_rows(out, count, x.cols()));
     for (int64_t i = 0; i < count; ++i) {
@@ -218,7 +216,7 @@ class CpuOps final : public Ops {
   }
 
   void sample(const TensorView& logits, std::span<const SampleRow> rows,
-              std::span<SampleResult> results) override {
+      std::span<SampleResult> results) override {
     const auto count = static_cast<int64_t>(rows.size());
     CHECK(is_rows(logits, count, logits.cols()) && results.size() == rows.size() &&
           logits.cols() > 0);
@@ -260,12 +258,12 @@ class CpuOps final : public Ops {
   }
 
   static void check_batch(const TensorView& q, const AttentionShape& shape, const BatchView& batch,
-                          const KvCacheView& cache) {
-    CHECK(shape.head_dim > 0 && shape.num_kv_heads > 0 &&
-          shape.num_heads % shape.num_kv_heads == 0);
+      const KvCacheView& cache) {
+    CHECK(
+        shape.head_dim > 0 && shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0);
     CHECK(is_rows(q, batch.num_tokens, int64_t{shape.num_heads} * shape.head_dim));
     CHECK(batch.block_size >= 16 && std::has_single_bit(static_cast<uint32_t>(batch.block_size)),
-          "block size {}", batch.block_size);
+        "block size {}", batch.block_size);
     CHECK(batch.num_sequences() >= 0 &&
           batch.block_tables.size() == static_cast<size_t>(batch.num_sequences()) &&
           batch.positions.size() == static_cast<size_t>(batch.num_tokens) &&

@@ -26,8 +26,6 @@ std::unique_ptr<Ops> make_cpu_ops(ThreadPool& pool) {
   return make_cpu_ops_for(pool, *cpu_kernel_levels().front());
 }
 
-const char* cpu_kernel_name() {
-  return cpu_kernel_levels().front()->name;
-}
+const char* cpu_kernel_name() { return cpu_kernel_levels().front()->name; }
 
 }  // namespace millrace

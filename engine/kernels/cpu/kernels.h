@@ -30,9 +30,7 @@ struct LinearArgs {
 // unpacked weights that stays in the cache. Both compute the same bits.
 constexpr int64_t kStreamRows = 4;
 constexpr int64_t kUnpackStep = 32;  // weights unpacked at once; a panel's rows are padded to it
-constexpr int64_t padded_k(int64_t k) {
-  return (k + kUnpackStep - 1) / kUnpackStep * kUnpackStep;
-}
+constexpr int64_t padded_k(int64_t k) { return (k + kUnpackStep - 1) / kUnpackStep * kUnpackStep; }
 constexpr int64_t panel_floats(int64_t outputs, int64_t k) {
   return (outputs + 3) / 4 * 4 * padded_k(k);
 }
@@ -73,8 +71,8 @@ struct CpuKernels {
   void (*add)(float* x, const float* y, int64_t n);  // x += y
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
   // One head; `cos_sin` is D/2 cosines, then D/2 sines. In place allowed.
-  void (*rope)(const float* in, const float* cos_sin, int32_t head_dim, bool interleaved,
-               float* out);
+  void (*rope)(
+      const float* in, const float* cos_sin, int32_t head_dim, bool interleaved, float* out);
   void (*attention)(const AttentionArgs& args);
   // False when x holds NaN or infinity; else *max.
   bool (*finite_max)(const float* x, int64_t n, float* max);

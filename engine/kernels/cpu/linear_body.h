@@ -165,7 +165,7 @@ void widen_as(const uint8_t* row, int64_t n, float* out) {
     unpack_tail<Weight>(row + steps * Weight::kBytes, left, weights);
     for (int64_t i = 0; i * kWidth < left; ++i) {
       vec_store_n(out + steps * kUnpackStep + i * kWidth, weights[i],
-                  static_cast<int>(min_of(kWidth, left - i * kWidth)));
+          static_cast<int>(min_of(kWidth, left - i * kWidth)));
     }
   }
 }

@@ -30,12 +30,8 @@ inline float vec_sum_of(Vec a) {
   return sums[0];
 }
 
-inline int64_t min_of(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-inline int64_t max_of(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
+inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Calls body(offset, count) over [0, n) by kWidth, the last call with what is left.
 template <typename Body>
@@ -44,9 +40,7 @@ inline void for_vecs(int64_t n, Body body) {
   for (; i + kWidth <= n; i += kWidth) body(i, kWidth);
   if (i < n) body(i, static_cast<int>(n - i));
 }
-inline Vec load_part(const float* p, int n) {
-  return n == kWidth ? vec_load(p) : vec_load_n(p, n);
-}
+inline Vec load_part(const float* p, int n) { return n == kWidth ? vec_load(p) : vec_load_n(p, n); }
 inline void store_part(float* p, Vec a, int n) {
   if (n == kWidth) {
     vec_store(p, a);

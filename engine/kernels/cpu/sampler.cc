@@ -53,8 +53,8 @@ float kth_largest(std::span<const float> x, float max, int64_t k) {
 }
 
 // The largest c so that tokens of x >= c hold at least `share` of the mass of those of x >= cut.
-float nucleus_cut(std::span<const float> x, std::span<const float> weights, float cut,
-                  double share) {
+float nucleus_cut(
+    std::span<const float> x, std::span<const float> weights, float cut, double share) {
   std::array<double, kBins> mass{};
   for (size_t i = 0; i < x.size(); ++i) {
     if (x[i] >= cut) mass[static_cast<size_t>(bin_of(x[i]))] += double{weights[i]};
@@ -110,8 +110,8 @@ std::span<const float> penalize(std::span<const float> logits, const SampleRow& 
 }
 
 // The n most likely tokens, best first, ties by lower id.
-std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, float max, double log_total,
-                                       int64_t n) {
+std::vector<TokenLogprob> top_logprobs(
+    std::span<const float> logits, float max, double log_total, int64_t n) {
   n = std::min(n, static_cast<int64_t>(logits.size()));
   if (n <= 0) return {};
   const float cut = kth_largest(logits, max, n);
@@ -119,9 +119,8 @@ std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, float max,
   for (size_t i = 0; i < logits.size(); ++i) {
     if (logits[i] - max >= cut) top.push_back({static_cast<int32_t>(i), logits[i]});
   }
-  std::stable_sort(top.begin(), top.end(), [](const TokenLogprob& a, const TokenLogprob& b) {
-    return a.logprob > b.logprob;
-  });
+  std::stable_sort(top.begin(), top.end(),
+      [](const TokenLogprob& a, const TokenLogprob& b) { return a.logprob > b.logprob; });
   top.resize(static_cast<size_t>(n));
   for (TokenLogprob& t : top) t.logprob = static_cast<float>(double{t.logprob} - max - log_total);
   return top;
@@ -131,7 +130,7 @@ std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, float max,
 // exp(x). With u uniform in (0, 1) the noise -log(-log u) is at most -log(1 - u), so a token can
 // only beat `best` where (1 - u) * exp(best) < exp(x): one product for most, logarithms for few.
 int32_t draw(std::span<const float> x, std::span<const float> weights, float cut, uint64_t seed,
-             uint64_t position) {
+    uint64_t position) {
   constexpr double kUnit = 0x1p-32;
   double best = -std::numeric_limits<double>::infinity();
   double exp_best = 0;
@@ -139,7 +138,7 @@ int32_t draw(std::span<const float> x, std::span<const float> weights, float cut
   for (size_t i = 0; i < x.size(); i += 4) {
     const size_t end = std::min(i + 4, x.size());
     if (std::all_of(x.begin() + static_cast<ptrdiff_t>(i), x.begin() + static_cast<ptrdiff_t>(end),
-                    [cut](float v) { return v < cut; })) {
+            [cut](float v) { return v < cut; })) {
       continue;
     }
     const PhiloxBlock words = sampling_noise(seed, position, static_cast<uint32_t>(i / 4));
@@ -158,8 +157,8 @@ int32_t draw(std::span<const float> x, std::span<const float> weights, float cut
   return token;
 }
 
-int32_t draw_filtered(const CpuKernels& kernels, std::span<const float> logits, float max,
-                      const SampleRow& row) {
+int32_t draw_filtered(
+    const CpuKernels& kernels, std::span<const float> logits, float max, const SampleRow& row) {
   const SamplingParams& p = *row.params;
   SamplerScratch& s = scratch();
   s.scaled.resize(logits.size());
@@ -176,8 +175,8 @@ int32_t draw_filtered(const CpuKernels& kernels, std::span<const float> logits, 
 
 }  // namespace
 
-SampleResult sample_row(const CpuKernels& kernels, std::span<const float> logits,
-                        const SampleRow& row) {
+SampleResult sample_row(
+    const CpuKernels& kernels, std::span<const float> logits, const SampleRow& row) {
   const SamplingParams& params = *row.params;
   const auto size = static_cast<int64_t>(logits.size());
   SampleResult result;

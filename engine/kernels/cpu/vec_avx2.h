@@ -23,42 +23,18 @@ struct Vec {
 inline __m256i first_n(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-inline Vec vec_set(float x) {
-  return {_mm256_set1_ps(x)};
-}
-inline Vec vec_load(const float* p) {
-  return {_mm256_loadu_ps(p)};
-}
-inline Vec vec_load_n(const float* p, int n) {
-  return {_mm256_maskload_ps(p, first_n(n))};
-}
-inline void vec_store(float* p, Vec a) {
-  _mm256_storeu_ps(p, a.v);
-}
-inline void vec_store_n(float* p, Vec a, int n) {
-  _mm256_maskstore_ps(p, first_n(n), a.v);
-}
-inline Vec operator+(Vec a, Vec b) {
-  return {_mm256_add_ps(a.v, b.v)};
-}
-inline Vec operator-(Vec a, Vec b) {
-  return {_mm256_sub_ps(a.v, b.v)};
-}
-inline Vec operator*(Vec a, Vec b) {
-  return {_mm256_mul_ps(a.v, b.v)};
-}
-inline Vec operator/(Vec a, Vec b) {
-  return {_mm256_div_ps(a.v, b.v)};
-}
-inline Vec vec_fma(Vec a, Vec b, Vec c) {
-  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
-}
-inline Vec vec_min(Vec a, Vec b) {
-  return {_mm256_min_ps(a.v, b.v)};
-}
-inline Vec vec_max(Vec a, Vec b) {
-  return {_mm256_max_ps(a.v, b.v)};
-}
+inline Vec vec_set(float x) { return {_mm256_set1_ps(x)}; }
+inline Vec vec_load(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline Vec vec_load_n(const float* p, int n) { return {_mm256_maskload_ps(p, first_n(n))}; }
+inline void vec_store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
+inline void vec_store_n(float* p, Vec a, int n) { _mm256_maskstore_ps(p, first_n(n), a.v); }
+inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline Vec vec_fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec vec_min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline Vec vec_max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Vec vec_round(Vec a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -110,8 +86,8 @@ inline void unpack_nibbles(const uint8_t* p, float scale, float offset, Vec* out
   const __m128i mask = _mm_set1_epi8(15);
   const __m128i low = _mm_and_si128(bytes, mask);
   const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
-  const __m128i parts[4] = {low, _mm_unpackhi_epi64(low, low), high,
-                            _mm_unpackhi_epi64(high, high)};
+  const __m128i parts[4] = {
+      low, _mm_unpackhi_epi64(low, low), high, _mm_unpackhi_epi64(high, high)};
   const __m256 s = _mm256_set1_ps(scale);
   const __m256 o = _mm256_set1_ps(offset);
   for (int i = 0; i < 4; ++i) {

@@ -20,44 +20,24 @@ struct Vec {
   __m512 v;
 };
 
-inline Vec vec_set(float x) {
-  return {_mm512_set1_ps(x)};
-}
-inline Vec vec_load(const float* p) {
-  return {_mm512_loadu_ps(p)};
-}
+inline Vec vec_set(float x) { return {_mm512_set1_ps(x)}; }
+inline Vec vec_load(const float* p) { return {_mm512_loadu_ps(p)}; }
 // The first n floats (0 <= n <= kWidth), then zeros; reads nothing beyond them.
 inline Vec vec_load_n(const float* p, int n) {
   return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p)};
 }
-inline void vec_store(float* p, Vec a) {
-  _mm512_storeu_ps(p, a.v);
-}
+inline void vec_store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
 inline void vec_store_n(float* p, Vec a, int n) {
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), a.v);
 }
-inline Vec operator+(Vec a, Vec b) {
-  return {_mm512_add_ps(a.v, b.v)};
-}
-inline Vec operator-(Vec a, Vec b) {
-  return {_mm512_sub_ps(a.v, b.v)};
-}
-inline Vec operator*(Vec a, Vec b) {
-  return {_mm512_mul_ps(a.v, b.v)};
-}
-inline Vec operator/(Vec a, Vec b) {
-  return {_mm512_div_ps(a.v, b.v)};
-}
-inline Vec vec_fma(Vec a, Vec b, Vec c) {
-  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
-}
+inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vec vec_fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 // Of a NaN in either, both return b.
-inline Vec vec_min(Vec a, Vec b) {
-  return {_mm512_min_ps(a.v, b.v)};
-}
-inline Vec vec_max(Vec a, Vec b) {
-  return {_mm512_max_ps(a.v, b.v)};
-}
+inline Vec vec_min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Vec vec_max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec vec_round(Vec a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -71,9 +51,7 @@ inline Vec vec_zero_below(Vec x, float bound, Vec a) {
   const __mmask16 keep = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(bound), _CMP_NLT_UQ);
   return {_mm512_maskz_mov_ps(keep, a.v)};
 }
-inline float vec_max_of(Vec a) {
-  return _mm512_reduce_max_ps(a.v);
-}
+inline float vec_max_of(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
 // Per 128-bit lane the sums of a, b, c and d.
 inline __m512 lane_sums(Vec a, Vec b, Vec c, Vec d) {

@@ -20,9 +20,7 @@ struct Vec {
   Float4 v;
 };
 
-inline Vec vec_set(float x) {
-  return {Float4{x, x, x, x}};
-}
+inline Vec vec_set(float x) { return {Float4{x, x, x, x}}; }
 inline Vec vec_load_n(const float* p, int n) {
   Vec a = vec_set(0);
   std::memcpy(&a, p, static_cast<size_t>(n) * sizeof(float));
@@ -31,33 +29,15 @@ inline Vec vec_load_n(const float* p, int n) {
 inline void vec_store_n(float* p, Vec a, int n) {
   std::memcpy(p, &a, static_cast<size_t>(n) * sizeof(float));
 }
-inline Vec vec_load(const float* p) {
-  return vec_load_n(p, kWidth);
-}
-inline void vec_store(float* p, Vec a) {
-  vec_store_n(p, a, kWidth);
-}
-inline Vec operator+(Vec a, Vec b) {
-  return {a.v + b.v};
-}
-inline Vec operator-(Vec a, Vec b) {
-  return {a.v - b.v};
-}
-inline Vec operator*(Vec a, Vec b) {
-  return {a.v * b.v};
-}
-inline Vec operator/(Vec a, Vec b) {
-  return {a.v / b.v};
-}
-inline Vec vec_fma(Vec a, Vec b, Vec c) {
-  return {a.v * b.v + c.v};
-}
-inline Vec vec_min(Vec a, Vec b) {
-  return {a.v < b.v ? a.v : b.v};
-}
-inline Vec vec_max(Vec a, Vec b) {
-  return {a.v > b.v ? a.v : b.v};
-}
+inline Vec vec_load(const float* p) { return vec_load_n(p, kWidth); }
+inline void vec_store(float* p, Vec a) { vec_store_n(p, a, kWidth); }
+inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+inline Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+inline Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+inline Vec vec_fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+inline Vec vec_min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
+inline Vec vec_max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
 // For |a| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction.
 inline Vec vec_round(Vec a) {
   const Vec big = vec_set(12582912.0f);
@@ -83,9 +63,7 @@ inline Vec vec_sums(const Vec* v) {
   for (int i = 0; i < 4; ++i) r.v[i] = (v[i].v[0] + v[i].v[1]) + (v[i].v[2] + v[i].v[3]);
   return r;
 }
-inline void vec_sums4(const Vec* v, float* out) {
-  vec_store(out, vec_sums(v));
-}
+inline void vec_sums4(const Vec* v, float* out) { vec_store(out, vec_sums(v)); }
 
 inline float half_to_float(const uint8_t* p) {
   uint16_t half;
@@ -113,9 +91,9 @@ inline Vec vec_load_f16(const uint8_t* p) {
 inline Vec vec_load_bf16(const uint8_t* p) {
   uint16_t raw[4];
   std::memcpy(raw, p, sizeof(raw));
-  const uint32_t bits[4] = {
-      static_cast<uint32_t>(raw[0]) << 16, static_cast<uint32_t>(raw[1]) << 16,
-      static_cast<uint32_t>(raw[2]) << 16, static_cast<uint32_t>(raw[3]) << 16};
+  const uint32_t bits[4] = {static_cast<uint32_t>(raw[0]) << 16,
+      static_cast<uint32_t>(raw[1]) << 16, static_cast<uint32_t>(raw[2]) << 16,
+      static_cast<uint32_t>(raw[3]) << 16};
   Vec r;
   std::memcpy(&r, bits, sizeof(r));
   return r;

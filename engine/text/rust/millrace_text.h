@@ -20,35 +20,31 @@ typedef struct mr_buffer {
 void mr_buffer_free(mr_buffer buffer);
 
 typedef struct mr_tokenizer mr_tokenizer;
-bool mr_tokenizer_new(const uint8_t* json, size_t size, mr_tokenizer** tokenizer,
-                      mr_buffer* error);
+bool mr_tokenizer_new(const uint8_t* json, size_t size, mr_tokenizer** tokenizer, mr_buffer* error);
 void mr_tokenizer_free(mr_tokenizer* tokenizer);
 /* `ids`: the ids as int32, in the machine's byte order. */
 bool mr_tokenizer_encode(const mr_tokenizer* tokenizer, const uint8_t* text, size_t size,
-                         bool add_special, mr_buffer* ids, mr_buffer* error);
+    bool add_special, mr_buffer* ids, mr_buffer* error);
 /* One more than the largest id. */
 int32_t mr_tokenizer_vocab_size(const mr_tokenizer* tokenizer);
 /* Spaces the decoder takes off the start of a text (SentencePiece puts one there). */
 int32_t mr_tokenizer_leading_spaces(const mr_tokenizer* tokenizer);
-/* The id of a token by its name, or -1. */
-int32_t mr_tokenizer_find(const mr_tokenizer* tokenizer, const uint8_t* token, size_t size);
 /* The bytes an id stands for, borrowed from the tokenizer; false when there is no such id. */
-bool mr_tokenizer_piece(const mr_tokenizer* tokenizer, int32_t id, const uint8_t** data,
-                        size_t* size, bool* special);
+bool mr_tokenizer_piece(
+    const mr_tokenizer* tokenizer, int32_t id, const uint8_t** data, size_t* size, bool* special);
 
 /* Writes `bytes` as UTF-8 to `*text`, each invalid sequence as U+FFFD, and returns how many bytes
  * that took: unless `last`, the start of an unfinished character at the end is left. */
 size_t mr_utf8_lossy(const uint8_t* bytes, size_t size, bool last, mr_buffer* text);
 
 typedef struct mr_template mr_template;
-bool mr_template_new(const uint8_t* source, size_t source_size, const uint8_t* bos,
-                     size_t bos_size, const uint8_t* eos, size_t eos_size,
-                     mr_template** chat_template, mr_buffer* error);
+bool mr_template_new(const uint8_t* source, size_t source_size, const uint8_t* bos, size_t bos_size,
+    const uint8_t* eos, size_t eos_size, mr_template** chat_template, mr_buffer* error);
 void mr_template_free(mr_template* chat_template);
 /* `messages`: a JSON array of objects; `extra`: a JSON object of further variables. */
 bool mr_template_render(const mr_template* chat_template, const uint8_t* messages,
-                        size_t messages_size, const uint8_t* extra, size_t extra_size,
-                        bool add_generation_prompt, mr_buffer* text, mr_buffer* error);
+    size_t messages_size, const uint8_t* extra, size_t extra_size, bool add_generation_prompt,
+    mr_buffer* text, mr_buffer* error);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -44,11 +44,11 @@ void FakeCluster::frame(int rank, FrameType type, const Bytes& body) {
 
 Ready FakeCluster::ready_of(int rank) const {
   return {.rank = rank,
-          .weight_bytes = 1,
-          .kv_bytes_per_block = 1,
-          .num_blocks = 40u - static_cast<uint32_t>(rank),
-          .config_hash = 77,
-          .description = "cpu"};
+      .weight_bytes = 1,
+      .kv_bytes_per_block = 1,
+      .num_blocks = 40u - static_cast<uint32_t>(rank),
+      .config_hash = 77,
+      .description = "cpu"};
 }
 
 void FakeCluster::ready_all() {
@@ -120,12 +120,11 @@ void FakeCluster::perform(const SendAll& action) {
   } else if (header.type == FrameType::kStart) {
     Start start;
     ASSERT_TRUE(decode(body, &start));
-    replica_ = std::make_unique<FakeReplica>(
-        SchedulerConfig{.pp = config.engine.pp,
-                        .block_size = config.engine.block_size,
-                        .num_blocks = start.num_blocks,
-                        .max_num_seqs = config.engine.max_num_seqs,
-                        .max_num_batched_tokens = config.engine.max_num_batched_tokens});
+    replica_ = std::make_unique<FakeReplica>(SchedulerConfig{.pp = config.engine.pp,
+        .block_size = config.engine.block_size,
+        .num_blocks = start.num_blocks,
+        .max_num_seqs = config.engine.max_num_seqs,
+        .max_num_batched_tokens = config.engine.max_num_batched_tokens});
   } else if (header.type == FrameType::kPlan) {
     StepPlan plan;
     ASSERT_TRUE(decode(body, &plan));

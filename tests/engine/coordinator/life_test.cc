@@ -157,7 +157,7 @@ TEST(Load, FailureKeepsItsExitCodeAndWords) {
   FakeCluster c(cluster_config(1, 2));
   c.ready(0);
   c.frame(1, FrameType::kFailed,
-          encode(Failed{1, static_cast<int>(ExitCode::kOutOfMemory), "no room for weights"}));
+      encode(Failed{1, static_cast<int>(ExitCode::kOutOfMemory), "no room for weights"}));
   c.handle(LinkClosedEvent{1, "end of stream"});
   c.handle(LinkClosedEvent{0, "end of stream"});
   ASSERT_TRUE(c.finished);

@@ -97,33 +97,33 @@ TEST(Loss, FramesThatAreNotDue) {
   };
   const std::vector<Case> cases = {
       {"an empty frame", 3,
-       [](FakeCluster& c) {
-         c.handle(FrameEvent{3, {}});
-       }},
+          [](FakeCluster& c) {
+            c.handle(FrameEvent{3, {}});
+          }},
       {"a body too long", 3,
-       [](FakeCluster& c) {
-         Bytes frame =
-             make_frame(FrameType::kHeartbeat, c.config.epoch, encode(Heartbeat{3, 1, 1}));
-         frame.push_back(0);
-         c.handle(FrameEvent{3, frame});
-       }},
+          [](FakeCluster& c) {
+            Bytes frame =
+                make_frame(FrameType::kHeartbeat, c.config.epoch, encode(Heartbeat{3, 1, 1}));
+            frame.push_back(0);
+            c.handle(FrameEvent{3, frame});
+          }},
       {"a second ready", 1, [](FakeCluster& c) { c.ready(1); }},
       {"a coordinator's frame", 1, [](FakeCluster& c) { c.frame(1, FrameType::kShutdown, {}); }},
       {"another's heartbeat", 1,
-       [](FakeCluster& c) {
-         c.frame(1, FrameType::kHeartbeat, encode(Heartbeat{2, 1, 1}));
-       }},
+          [](FakeCluster& c) {
+            c.frame(1, FrameType::kHeartbeat, encode(Heartbeat{2, 1, 1}));
+          }},
       {"another's failure", 1,
-       [](FakeCluster& c) {
-         c.frame(1, FrameType::kFailed, encode(Failed{2, 1, "x"}));
-       }},
+          [](FakeCluster& c) {
+            c.frame(1, FrameType::kFailed, encode(Failed{2, 1, "x"}));
+          }},
       {"a result of tp rank 1", 3, result_with([](StepResult&) {}, 3, 1)},
       {"a result of another stage", 0, result_with([](StepResult&) {}, 0, 1)},
       {"no such stage", 2, result_with([](StepResult& r) { r.stage = 7; }, 2, 1)},
       {"a plan too late", 2, result_with([](StepResult& r) { ++r.sequence; }, 2, 1)},
       {"a plan never sent", 0, result_with([](StepResult& r) { r.sequence = 1000; }, 0, 0)},
       {"rows of the first stage", 0,
-       result_with([](StepResult& r) { r.rows.emplace_back(); }, 0, 0)},
+          result_with([](StepResult& r) { r.rows.emplace_back(); }, 0, 0)},
       {"no rows", 2, result_with([](StepResult& r) { r.rows.clear(); }, 2, 1)},
       {"a row too many", 2, result_with([](StepResult& r) { r.rows.push_back(r.rows[0]); }, 2, 1)},
       {"another slot", 2, result_with([](StepResult& r) { ++r.rows[0].slot; }, 2, 1)},

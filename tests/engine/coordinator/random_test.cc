@@ -56,16 +56,11 @@ class RandomLife {
 
   void end(int rank) {
     switch (draw(5)) {
-      case 0:
-        return c_.handle(DrainEvent{});
-      case 1:
-        return c_.handle(LinkClosedEvent{rank, "end of stream"});
-      case 2:
-        return c_.frame(rank, FrameType::kFailed, encode(Failed{rank, 1, "broken"}));
-      case 3:
-        return c_.handle(StopEvent{"stopped"});
-      default:
-        return c_.handle(FrameEvent{rank, Bytes(5)});
+      case 0: return c_.handle(DrainEvent{});
+      case 1: return c_.handle(LinkClosedEvent{rank, "end of stream"});
+      case 2: return c_.frame(rank, FrameType::kFailed, encode(Failed{rank, 1, "broken"}));
+      case 3: return c_.handle(StopEvent{"stopped"});
+      default: return c_.handle(FrameEvent{rank, Bytes(5)});
     }
   }
 

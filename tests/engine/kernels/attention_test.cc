@@ -21,7 +21,7 @@ class AttentionTest : public testing::TestWithParam<const CpuKernels*> {
         for (int32_t h = 0; h < shape.num_heads; ++h) {
           const auto want =
               reference::attention(batch, shape, q.row_as<float>(t) + h * shape.head_dim, s, h,
-                                   batch.positions[static_cast<size_t>(t)]);
+                  batch.positions[static_cast<size_t>(t)]);
           const float* got = out.view.row_as<float>(t) + h * shape.head_dim;
           for (int32_t d = 0; d < shape.head_dim; ++d) {
             ASSERT_NEAR(got[d], want[static_cast<size_t>(d)], 4e-6)
@@ -43,8 +43,8 @@ TEST_P(AttentionTest, HeadSizesGroupsAndBlocks) {
   for (const int32_t dim : {16, 24, 64, 80, 128}) {
     for (const auto& [num_heads, num_kv_heads] : heads) {
       for (const int32_t block_size : {16, 32, 64}) {
-        const AttentionShape shape{num_heads, num_kv_heads, dim,
-                                   1.0f / std::sqrt(static_cast<float>(dim)), 0};
+        const AttentionShape shape{
+            num_heads, num_kv_heads, dim, 1.0f / std::sqrt(static_cast<float>(dim)), 0};
         const PagedBatch batch(random_, {1, 37, 64, 33, 100}, {1, 37, 1, 2, 20}, shape, block_size);
         check(batch, shape);
       }
@@ -72,7 +72,7 @@ TEST_P(AttentionTest, LargeScoresDoNotOverflow) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Levels, AttentionTest, testing::ValuesIn(cpu_kernel_levels()),
-                         [](const auto& info) { return std::string(info.param->name); });
+    [](const auto& info) { return std::string(info.param->name); });
 
 }  // namespace
 }  // namespace millrace

@@ -96,7 +96,7 @@ TEST_P(InvarianceTest, PrefillInChunksWholeAndTokenByToken) {
               view.positions =
                   view.positions.subspan(static_cast<size_t>(begin), static_cast<size_t>(n));
               ops.attention(q.view.slice_rows(begin, n), batch.cache(), shape, view,
-                            got.view.slice_rows(begin, n));
+                  got.view.slice_rows(begin, n));
             }
             if (first) std::memcpy(want.view.data, got.view.data, want.buffer.bytes());
             first = false;
@@ -120,12 +120,11 @@ TEST_P(InvarianceTest, AttentionInCompany) {
       const int32_t begin = batch.cu_tokens[s];
       const int32_t n = batch.cu_tokens[s + 1] - begin;
       const std::vector<int32_t> cu = {0, n};
-      const BatchView view{
-          n, 16, cu,
+      const BatchView view{n, 16, cu,
           batch.view.positions.subspan(static_cast<size_t>(begin), static_cast<size_t>(n)),
           batch.view.block_tables.subspan(s, 1)};
-      ops.attention(q.view.slice_rows(begin, n), batch.cache(), shape, view,
-                    alone.view.slice_rows(begin, n));
+      ops.attention(
+          q.view.slice_rows(begin, n), batch.cache(), shape, view, alone.view.slice_rows(begin, n));
     }
     expect_same_rows(alone.view, together.view);
   });
@@ -157,7 +156,7 @@ TEST_P(InvarianceTest, RowVerbs) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Levels, InvarianceTest, testing::ValuesIn(cpu_kernel_levels()),
-                         [](const auto& info) { return std::string(info.param->name); });
+    [](const auto& info) { return std::string(info.param->name); });
 
 }  // namespace
 }  // namespace millrace

@@ -19,10 +19,9 @@ struct Shape {
 };
 
 TEST_P(LinearTest, MatchesReferenceForEveryTypeAndShape) {
-  const Shape shapes[] = {{1, 1, 32},    {1, 5, 64},    {2, 3, 96},   {3, 7, 576}, {4, 64, 64},
-                          {5, 6, 32},    {6, 4, 1536},  {7, 130, 96}, {37, 9, 64}, {200, 5, 64},
-                          {1, 200, 576}, {11, 67, 160}, {1, 3, 1},    {5, 5, 17},  {2, 9, 33},
-                          {8, 3, 100},   {1, 6, 63}};
+  const Shape shapes[] = {{1, 1, 32}, {1, 5, 64}, {2, 3, 96}, {3, 7, 576}, {4, 64, 64}, {5, 6, 32},
+      {6, 4, 1536}, {7, 130, 96}, {37, 9, 64}, {200, 5, 64}, {1, 200, 576}, {11, 67, 160},
+      {1, 3, 1}, {5, 5, 17}, {2, 9, 33}, {8, 3, 100}, {1, 6, 63}};
   for (const DType dtype : reference::kWeightTypes) {
     for (const auto& [m, n, k] : shapes) {
       if (k % dtype_info(dtype).block_size != 0) continue;
@@ -37,7 +36,7 @@ TEST_P(LinearTest, MatchesReferenceForEveryTypeAndShape) {
             const reference::Dot want = reference::dot(x.view.row_as<float>(i), w.view, j);
             const double offset = with_bias ? double{bias.view.as<float>()[j]} : 0.0;
             ASSERT_NEAR(out.view.row_as<float>(i)[j], want.value + offset,
-                        1e-6 * (want.magnitude + std::abs(offset)) + 1e-30)
+                1e-6 * (want.magnitude + std::abs(offset)) + 1e-30)
                 << dtype_info(dtype).name << " m " << m << " n " << n << " k " << k << " at " << i
                 << "," << j;
           }
@@ -131,7 +130,7 @@ TEST(WidenRowsTest, TakesStridedRowsAndVectors) {
   for (int64_t r = 0; r < 4; ++r) {
     for (int64_t i = 0; i < 64; ++i) {
       ASSERT_EQ(double{got[static_cast<size_t>(r * 64 + i)]},
-                reference::weight_value(part.row(r), DType::kQ8_0, i));
+          reference::weight_value(part.row(r), DType::kQ8_0, i));
     }
   }
   const TensorView flat(w.view.row(0), DType::kQ8_0, {96});
@@ -140,7 +139,7 @@ TEST(WidenRowsTest, TakesStridedRowsAndVectors) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Levels, LinearTest, testing::ValuesIn(cpu_kernel_levels()),
-                         [](const auto& info) { return std::string(info.param->name); });
+    [](const auto& info) { return std::string(info.param->name); });
 
 }  // namespace
 }  // namespace millrace

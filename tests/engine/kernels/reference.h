@@ -14,8 +14,8 @@
 
 namespace millrace::reference {
 
-inline constexpr DType kWeightTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16,
-                                         DType::kQ8_0, DType::kQ4_0, DType::kQ4_1};
+inline constexpr DType kWeightTypes[] = {
+    DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_1};
 
 inline double half_value(const uint8_t* p) {
   const int bits = p[0] | p[1] << 8;
@@ -38,22 +38,17 @@ inline double weight_value(const uint8_t* row, DType dtype, int64_t k) {
       std::memcpy(&f, block, 4);
       return double{f};
     }
-    case DType::kF16:
-      return half_value(block);
+    case DType::kF16: return half_value(block);
     case DType::kBF16: {
       const uint32_t bits = static_cast<uint32_t>(block[0] | block[1] << 8) << 16;
       float f;
       std::memcpy(&f, &bits, 4);
       return double{f};
     }
-    case DType::kQ8_0:
-      return half_value(block) * static_cast<int8_t>(block[2 + i]);
-    case DType::kQ4_0:
-      return half_value(block) * (nibble(block + 2) - 8);
-    case DType::kQ4_1:
-      return half_value(block) * nibble(block + 4) + half_value(block + 2);
-    case DType::kI32:
-      break;
+    case DType::kQ8_0: return half_value(block) * static_cast<int8_t>(block[2 + i]);
+    case DType::kQ4_0: return half_value(block) * (nibble(block + 2) - 8);
+    case DType::kQ4_1: return half_value(block) * nibble(block + 4) + half_value(block + 2);
+    case DType::kI32: break;
   }
   return NAN;
 }
@@ -101,8 +96,8 @@ class Random {
     for (int i = 0; i < bytes; ++i) p[i] = static_cast<uint8_t>(below(256));
     if (dtype == DType::kF32 || dtype == DType::kBF16) {
       const float f = normal();
-      std::memcpy(p, reinterpret_cast<const uint8_t*>(&f) + (4 - bytes),
-                  static_cast<size_t>(bytes));
+      std::memcpy(
+          p, reinterpret_cast<const uint8_t*>(&f) + (4 - bytes), static_cast<size_t>(bytes));
     } else {
       put_half(p, dtype == DType::kF16 ? 15 : 9);
       if (dtype == DType::kQ4_1) put_half(p + 2, 13);
@@ -137,9 +132,7 @@ inline std::vector<double> rms_norm(const float* x, const float* weight, double 
   return out;
 }
 
-inline double silu_mul(double gate, double up) {
-  return gate / (1 + std::exp(-gate)) * up;
-}
+inline double silu_mul(double gate, double up) { return gate / (1 + std::exp(-gate)) * up; }
 
 inline std::vector<double> rope(const float* x, const float* cos_sin, int dim, bool interleaved) {
   std::vector<double> out(static_cast<size_t>(dim));
@@ -167,7 +160,7 @@ struct PagedBatch {
 
   // Sequence s has lengths[s] keys, of which the last counts[s] are this step's tokens.
   PagedBatch(Random& random, const std::vector<int32_t>& lengths,
-             const std::vector<int32_t>& counts, const AttentionShape& shape, int32_t block_size) {
+      const std::vector<int32_t>& counts, const AttentionShape& shape, int32_t block_size) {
     std::vector<uint32_t> ids;
     int32_t total = 1;
     for (const int32_t n : lengths) total += (n + block_size - 1) / block_size;
@@ -176,8 +169,8 @@ struct PagedBatch {
       std::swap(ids[i], ids[static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1))]);
     }
     for (Tensor* t : {&k, &v}) {
-      *t = random.device().tensor(DType::kF32,
-                                  {total, shape.num_kv_heads, block_size, shape.head_dim}, "cache");
+      *t = random.device().tensor(
+          DType::kF32, {total, shape.num_kv_heads, block_size, shape.head_dim}, "cache");
       std::fill_n(t->view.as<float>(), t->view.count(), NAN);
     }
     for (size_t s = 0; s < lengths.size(); ++s) {
@@ -210,7 +203,7 @@ struct PagedBatch {
 
 // Attention of one row (sequence s, query head h, position p).
 inline std::vector<double> attention(const PagedBatch& batch, const AttentionShape& shape,
-                                     const float* q, size_t s, int32_t h, int32_t p) {
+    const float* q, size_t s, int32_t h, int32_t p) {
   const int32_t kv = h / (shape.num_heads / shape.num_kv_heads);
   const int32_t first = shape.window > 0 ? std::max(0, p - shape.window + 1) : 0;
   double total = 0;

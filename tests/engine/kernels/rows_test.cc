@@ -144,8 +144,7 @@ TEST_P(RowsTest, RopeRotatesAndWritesTheCache) {
         const Tensor before = random_.rows(tokens, 10 * dim);
         std::memcpy(before.view.data, qkv.view.data, static_cast<size_t>(tokens * 40 * dim));
         ops_->rope_kv_write(qkv.view.slice_cols(0, 6 * dim), qkv.view.slice_cols(6 * dim, 2 * dim),
-                            qkv.view.slice_cols(8 * dim, 2 * dim), rope, shape, batch.view,
-                            batch.cache());
+            qkv.view.slice_cols(8 * dim, 2 * dim), rope, shape, batch.view, batch.cache());
         for (size_t s = 0; s < 3; ++s) {
           for (int32_t t = batch.cu_tokens[s]; t < batch.cu_tokens[s + 1]; ++t) {
             const int32_t p = batch.positions[static_cast<size_t>(t)];
@@ -169,7 +168,7 @@ TEST_P(RowsTest, RopeRotatesAndWritesTheCache) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Levels, RowsTest, testing::ValuesIn(cpu_kernel_levels()),
-                         [](const auto& info) { return std::string(info.param->name); });
+    [](const auto& info) { return std::string(info.param->name); });
 
 }  // namespace
 }  // namespace millrace

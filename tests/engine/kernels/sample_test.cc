@@ -14,18 +14,18 @@ using reference::Random;
 // kat_vectors of the authors' Random123.
 TEST(PhiloxTest, KnownAnswers) {
   EXPECT_EQ(philox4x32({0, 0, 0, 0}, {0, 0}),
-            (PhiloxBlock{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+      (PhiloxBlock{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
   EXPECT_EQ(philox4x32({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}),
-            (PhiloxBlock{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+      (PhiloxBlock{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
   EXPECT_EQ(philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}),
-            (PhiloxBlock{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+      (PhiloxBlock{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
 
 class SampleTest : public testing::TestWithParam<const CpuKernels*> {
  protected:
   SampleResult sample(const std::vector<float>& logits, const SamplingParams& params,
-                      uint64_t position = 0, const std::vector<int32_t>& prompt = {},
-                      const std::vector<int32_t>& output = {}) {
+      uint64_t position = 0, const std::vector<int32_t>& prompt = {},
+      const std::vector<int32_t>& output = {}) {
     std::vector<float> copy = logits;
     const TensorView view(copy.data(), DType::kF32, {1, static_cast<int64_t>(copy.size())});
     const SampleRow row{&params, position, prompt, output};
@@ -35,8 +35,8 @@ class SampleTest : public testing::TestWithParam<const CpuKernels*> {
   }
 
   // Draws at `draws` positions against what the definition says, by chi-square.
-  void expect_distribution(const std::vector<float>& logits, SamplingParams params,
-                           const std::vector<double>& want) {
+  void expect_distribution(
+      const std::vector<float>& logits, SamplingParams params, const std::vector<double>& want) {
     constexpr int kDraws = 40000;
     params.seed = 1234;
     std::vector<int> counts(logits.size());
@@ -68,8 +68,8 @@ class SampleTest : public testing::TestWithParam<const CpuKernels*> {
 std::vector<double> filtered(const std::vector<float>& logits, const SamplingParams& params) {
   std::vector<size_t> order(logits.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return logits[a] > logits[b]; });
+  std::stable_sort(
+      order.begin(), order.end(), [&](size_t a, size_t b) { return logits[a] > logits[b]; });
   std::vector<double> p(logits.size());
   for (size_t i = 0; i < p.size(); ++i) p[i] = std::exp(double{logits[i]} / params.temperature);
   const auto keep = [&](size_t n) {
@@ -113,8 +113,8 @@ TEST_P(SampleTest, FiltersOverALargeVocabularyKeepTheRightTokens) {
   std::vector<float> logits(49152);
   for (float& v : logits) v = 3 * random_.normal();
   for (const SamplingParams params :
-       {SamplingParams{.top_k = 40}, SamplingParams{.top_k = 3000}, SamplingParams{.top_p = 0.9f},
-        SamplingParams{.min_p = 0.1f}, SamplingParams{.top_p = 0.5f, .top_k = 400}}) {
+      {SamplingParams{.top_k = 40}, SamplingParams{.top_k = 3000}, SamplingParams{.top_p = 0.9f},
+          SamplingParams{.min_p = 0.1f}, SamplingParams{.top_p = 0.5f, .top_k = 400}}) {
     const std::vector<double> want = filtered(logits, params);
     for (uint64_t i = 0; i < 200; ++i) {
       const auto token = static_cast<size_t>(sample(logits, params, i).token.token);
@@ -166,8 +166,8 @@ TEST_P(SampleTest, LogprobsAreOfTheRawDistribution) {
   const SamplingParams params{.temperature = 0, .repetition_penalty = 2.0f, .num_logprobs = 5};
   const SampleResult r = sample(logits, params, 0, {5, 5}, {600});
   EXPECT_NE(r.token.token, 5);
-  EXPECT_NEAR(r.token.logprob, double{logits[static_cast<size_t>(r.token.token)]} - std::log(total),
-              1e-5);
+  EXPECT_NEAR(
+      r.token.logprob, double{logits[static_cast<size_t>(r.token.token)]} - std::log(total), 1e-5);
   ASSERT_EQ(r.token.top.size(), 5u);
   std::vector<int32_t> order(777);
   std::iota(order.begin(), order.end(), 0);
@@ -177,7 +177,7 @@ TEST_P(SampleTest, LogprobsAreOfTheRawDistribution) {
   for (size_t i = 0; i < 5; ++i) {
     EXPECT_EQ(r.token.top[i].token, order[i]);
     EXPECT_NEAR(r.token.top[i].logprob,
-                double{logits[static_cast<size_t>(order[i])]} - std::log(total), 1e-5);
+        double{logits[static_cast<size_t>(order[i])]} - std::log(total), 1e-5);
   }
   EXPECT_TRUE(sample(logits, {.num_logprobs = 0}).token.top.empty());
   EXPECT_LT(sample(logits, {.num_logprobs = 0}).token.logprob, 0);
@@ -223,7 +223,7 @@ TEST_P(SampleTest, NonFiniteFailsThatRowAlone) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Levels, SampleTest, testing::ValuesIn(cpu_kernel_levels()),
-                         [](const auto& info) { return std::string(info.param->name); });
+    [](const auto& info) { return std::string(info.param->name); });
 
 }  // namespace
 }  // namespace millrace

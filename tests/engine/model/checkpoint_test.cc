@@ -10,8 +10,8 @@
 namespace millrace {
 namespace {
 
-std::vector<uint8_t> read(const Checkpoint& checkpoint, const std::string& name, Range rows,
-                          Range cols) {
+std::vector<uint8_t> read(
+    const Checkpoint& checkpoint, const std::string& name, Range rows, Range cols) {
   const TensorInfo* info = checkpoint.find(name);
   const int64_t width = info->shape.size() > 1 ? cols.size : 1;
   std::vector<uint8_t> bytes(static_cast<size_t>(dtype_bytes(info->dtype, rows.size * width)));

@@ -68,18 +68,18 @@ TEST(Config, DefaultsAreTransformers) {
 
 TEST(Config, GenerationConfigReplacesTheEnds) {
   EXPECT_EQ(parse(small_config(), R"({"eos_token_id": [7, 8]})").eos_token_ids,
-            (std::vector<int32_t>{7, 8}));
-  EXPECT_EQ(parse(small_config(), R"({"temperature": 0.6})").eos_token_ids,
-            (std::vector<int32_t>{2}));
-  expect_model_error([] { parse(small_config(), R"({"eos_token_id": [7, "x"]})"); },
-                     "generation_config.json");
+      (std::vector<int32_t>{7, 8}));
+  EXPECT_EQ(
+      parse(small_config(), R"({"temperature": 0.6})").eos_token_ids, (std::vector<int32_t>{2}));
+  expect_model_error(
+      [] { parse(small_config(), R"({"eos_token_id": [7, "x"]})"); }, "generation_config.json");
 }
 
 TEST(Config, MistralWithoutAWindow) {
-  EXPECT_EQ(parse(changed(R"({"model_type": "mistral", "sliding_window": null})")).family,
-            "mistral");
-  EXPECT_EQ(parse(changed(R"({"model_type": "mistral", "sliding_window": 256})")).family,
-            "mistral");
+  EXPECT_EQ(
+      parse(changed(R"({"model_type": "mistral", "sliding_window": null})")).family, "mistral");
+  EXPECT_EQ(
+      parse(changed(R"({"model_type": "mistral", "sliding_window": 256})")).family, "mistral");
   // Absent means 4,096 there: more than this context, less than a larger one.
   EXPECT_EQ(parse(changed(R"({"model_type": "mistral"})")).family, "mistral");
   expect_model_error(
@@ -89,9 +89,9 @@ TEST(Config, MistralWithoutAWindow) {
 
 TEST(Config, SpellingsOfRopeScaling) {
   for (const char* spelling :
-       {R"({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}})",
-        R"({"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}})",
-        R"({"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}})"}) {
+      {R"({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}})",
+          R"({"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}})",
+          R"({"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}})"}) {
     const RopeConfig rope = parse(changed(spelling)).rope;
     EXPECT_EQ(rope.kind, RopeKind::kLinear) << spelling;
     EXPECT_EQ(rope.theta, 5e5) << spelling;
@@ -167,9 +167,9 @@ TEST(Config, HashTellsModelsApart) {
   const uint64_t hash = parse(small_config()).hash();
   EXPECT_EQ(parse(small_config()).hash(), hash);
   for (const char* changes :
-       {R"({"num_hidden_layers": 3})", R"({"rope_theta": 5e5})", R"({"tie_word_embeddings": true})",
-        R"({"eos_token_id": [2, 3]})", R"({"rms_norm_eps": 1e-6})",
-        R"({"rope_scaling": {"type": "linear", "factor": 2}})", R"({"mlp_bias": true})"}) {
+      {R"({"num_hidden_layers": 3})", R"({"rope_theta": 5e5})", R"({"tie_word_embeddings": true})",
+          R"({"eos_token_id": [2, 3]})", R"({"rms_norm_eps": 1e-6})",
+          R"({"rope_scaling": {"type": "linear", "factor": 2}})", R"({"mlp_bias": true})"}) {
     EXPECT_NE(parse(changed(changes)).hash(), hash) << changes;
   }
 }

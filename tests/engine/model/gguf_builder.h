@@ -50,7 +50,7 @@ class GgufBuilder {
   }
   // `dims` in GGUF's order; `bytes` of data follow at the next aligned offset unless one is given.
   GgufBuilder& tensor(std::string_view name, const std::vector<uint64_t>& dims, uint32_t type,
-                      uint64_t bytes, int64_t offset = -1) {
+      uint64_t bytes, int64_t offset = -1) {
     ++num_tensors_;
     put_text(tensors_, name);
     tensors_.put(static_cast<uint32_t>(dims.size()));

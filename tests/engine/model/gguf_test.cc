@@ -163,8 +163,8 @@ TEST_F(Gguf, ScalingKeys) {
 }
 
 TEST_F(Gguf, OlderFilesNameTheEndOfATurnOnlyAsAToken) {
-  EXPECT_EQ(open(small_llama("<|im_end|>", 3))->config().eos_token_ids,
-            (std::vector<int32_t>{0, 3}));
+  EXPECT_EQ(
+      open(small_llama("<|im_end|>", 3))->config().eos_token_ids, (std::vector<int32_t>{0, 3}));
   EXPECT_EQ(open(small_llama("<|im_end|>", 1))->config().eos_token_ids, (std::vector<int32_t>{0}));
   const auto newer = open(small_llama().u32("tokenizer.ggml.eot_token_id", 3));
   EXPECT_EQ(newer->config().eos_token_ids, (std::vector<int32_t>{0, 3}));

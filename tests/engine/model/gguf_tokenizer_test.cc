@@ -35,7 +35,7 @@ TEST(GgufTokenizer, ByteLevelShape) {
   metadata.add("tokenizer.ggml.merges", GgufStrings{"a b"});
   const json::value tokenizer = made(metadata);
   EXPECT_EQ(tokenizer.at("model").at("vocab"),
-            json::parse(R"({"<s>": 0, "a": 1, "b": 2, "ab": 3, "<tool>": 4})"));
+      json::parse(R"({"<s>": 0, "a": 1, "b": 2, "ab": 3, "<tool>": 4})"));
   EXPECT_EQ(tokenizer.at("model").at("merges"), json::parse(R"([["a", "b"]])"));
   EXPECT_EQ(tokenizer.at("model").at("ignore_merges"), json::value(true));
   const json::array& added = tokenizer.at("added_tokens").as_array();
@@ -46,7 +46,7 @@ TEST(GgufTokenizer, ByteLevelShape) {
   EXPECT_EQ(added[1].at("special"), json::value(false));
   // llama-bpe begins texts with BOS unless the file says otherwise.
   EXPECT_EQ(tokenizer.at("post_processor").at("single"),
-            json::parse(R"([{"SpecialToken": {"id": "<s>", "type_id": 0}},
+      json::parse(R"([{"SpecialToken": {"id": "<s>", "type_id": 0}},
                             {"Sequence": {"id": "A", "type_id": 0}}])"));
   metadata.add("tokenizer.ggml.add_bos_token", false);
   EXPECT_TRUE(made(metadata).at("post_processor").is_null());
@@ -63,9 +63,7 @@ TEST(GgufTokenizer, AddsTheEndWhenAsked) {
   EXPECT_EQ(tokenizer->encode("ab<tool>a", /*add_special=*/false), (std::vector<int32_t>{3, 4, 1}));
 }
 
-TEST(GgufTokenizer, NoVocabulary) {
-  EXPECT_EQ(make_tokenizer_json(GgufMetadata("m.gguf"), 8), "");
-}
+TEST(GgufTokenizer, NoVocabulary) { EXPECT_EQ(make_tokenizer_json(GgufMetadata("m.gguf"), 8), ""); }
 
 TEST(GgufTokenizer, RefusesByName) {
   const auto refused = [](const GgufMetadata& metadata, const char* message) {
@@ -87,8 +85,8 @@ TEST(GgufTokenizer, RefusesByName) {
     metadata.add("tokenizer.ggml.merges", GgufStrings{});
     return metadata;
   };
-  refused(with("tokenizer.ggml.tokens", GgufStrings{"a", "a"}),
-          "token 1 is in the vocabulary twice");
+  refused(
+      with("tokenizer.ggml.tokens", GgufStrings{"a", "a"}), "token 1 is in the vocabulary twice");
   refused(with("tokenizer.ggml.tokens", GgufStrings{std::string(2000, 'a')}), "too long");
   refused(with("tokenizer.ggml.tokens", uint64_t{3}), "not an array of strings");
   refused(with("tokenizer.ggml.token_type", GgufNumbers{1}), "differ in number");

@@ -27,8 +27,8 @@ std::string damaged(const std::string& whole, size_t limit, std::mt19937& random
 }
 
 // How many of the copies were refused.
-int refusals(const std::string& whole, size_t limit,
-             const std::function<void(const std::string&)>& body) {
+int refusals(
+    const std::string& whole, size_t limit, const std::function<void(const std::string&)>& body) {
   std::mt19937 random(1);
   int refused = 0;
   for (int round = 0; round < kRounds; ++round) {

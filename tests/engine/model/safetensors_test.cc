@@ -50,9 +50,7 @@ std::string entry(const std::string& name, const std::string& fields) {
   return fmt::format(R"("{}":{{{}}})", name, fields);
 }
 
-std::string braced(const std::string& entries) {
-  return fmt::format("{{{}}}", entries);
-}
+std::string braced(const std::string& entries) { return fmt::format("{{{}}}", entries); }
 
 TEST_F(Safetensors, RefusesBrokenEntries) {
   for (const Broken& c : std::vector<Broken>{
@@ -72,9 +70,9 @@ TEST_F(Safetensors, RefusesBrokenEntries) {
            {R"("dtype":"F32","shape":[2],"data_offsets":[0,8,8])", 8, "'data_offsets'"},
            {R"("dtype":"F32","shape":[2])", 8, "'data_offsets'"},
            {R"("dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8])", 8,
-            "cannot be computed"},
+               "cannot be computed"},
            {R"("dtype":"F64","shape":[2305843009213693952],"data_offsets":[0,8])", 8,
-            "cannot be computed"},
+               "cannot be computed"},
            {kGood + R"(,"extra":1)", 8, "'extra' is unknown"},
            {kGood, 9, "1 bytes follow its last tensor"},
            {kGood, 7, "it is torn"},

@@ -49,12 +49,12 @@ constexpr const char* kLlama3 = R"({{- bos_token }}
 )";
 
 std::string render(std::string_view source, std::string_view messages = "[]",
-                   std::string_view extra = "{}", bool add_generation_prompt = true) {
+    std::string_view extra = "{}", bool add_generation_prompt = true) {
   return ChatTemplate::parse(source, "<s>", "</s>")->render(messages, extra, add_generation_prompt);
 }
 
-std::string failure(std::string_view source, std::string_view messages = "[]",
-                    std::string_view extra = "{}") {
+std::string failure(
+    std::string_view source, std::string_view messages = "[]", std::string_view extra = "{}") {
   try {
     return "rendered: " + render(source, messages, extra);
   } catch (const RequestError& error) {
@@ -66,12 +66,12 @@ std::string failure(std::string_view source, std::string_view messages = "[]",
 
 TEST(ChatTemplate, SmolLm2) {
   EXPECT_EQ(render(kSmolLm2, R"([{"role":"user","content":"Hi <b> \"there\" é 😀\n"}])"),
-            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
-            "Face<|im_end|>\n<|im_start|>user\nHi <b> \"there\" é 😀\n<|im_end|>\n"
-            "<|im_start|>assistant\n");
+      "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
+      "Face<|im_end|>\n<|im_start|>user\nHi <b> \"there\" é 😀\n<|im_end|>\n"
+      "<|im_start|>assistant\n");
   EXPECT_EQ(render(kSmolLm2, R"([{"role":"system","content":"S"},{"role":"user","content":"U"}])",
-                   "{}", false),
-            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n");
+                "{}", false),
+      "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n");
 }
 
 TEST(ChatTemplate, Llama3) {
@@ -83,10 +83,10 @@ TEST(ChatTemplate, Llama3) {
   const std::string tools = R"({"date_string":"D","tools":[{"type":"function","function":)"
                             R"({"name":"z","a":{},"list":[1,"<&'>",2.0],"n":null}}]})";
   EXPECT_EQ(render(kLlama3, R"([{"role":"system","content":"S"}])", tools, false),
-            "<s><|start_header_id|>system<|end_header_id|>\n\nEnvironment: ipython\n"
-            "Today Date: D\n\nS<|eot_id|>{\n    \"type\": \"function\",\n    \"function\": {\n"
-            "        \"name\": \"z\",\n        \"a\": {},\n        \"list\": [\n            1,\n"
-            "            \"<&'>\",\n            2.0\n        ],\n        \"n\": null\n    }\n}");
+      "<s><|start_header_id|>system<|end_header_id|>\n\nEnvironment: ipython\n"
+      "Today Date: D\n\nS<|eot_id|>{\n    \"type\": \"function\",\n    \"function\": {\n"
+      "        \"name\": \"z\",\n        \"a\": {},\n        \"list\": [\n            1,\n"
+      "            \"<&'>\",\n            2.0\n        ],\n        \"n\": null\n    }\n}");
   EXPECT_EQ(failure(kLlama3, R"([{"role":"robot","content":""}])"), "Unknown role: robot");
 }
 
@@ -108,10 +108,10 @@ TEST(ChatTemplate, WritesValuesAsPythonDoes) {
   const std::pair<const char*, const char*> cases[] = {
       {"{{ v|tojson }}", R"({"z": 1, "a": [1.0, 1e+20, 1e-07, true, null], "s": "é</b>'\n"})"},
       {"{{ v|tojson(separators=(',',':'), sort_keys=true, ensure_ascii=true) }}",
-       R"({"a":[1.0,1e+20,1e-07,true,null],"s":"\u00e9</b>'\n","z":1})"},
+          R"({"a":[1.0,1e+20,1e-07,true,null],"s":"\u00e9</b>'\n","z":1})"},
       {"{{ v }}", R"({'z': 1, 'a': [1.0, 1e+20, 1e-07, True, None], 's': "é</b>'\n"})"},
       {"{{ true }} {{ none }} {{ missing }}{{ 0.1 + 0.2 }} {{ true|string }}",
-       "True None 0.30000000000000004 True"},
+          "True None 0.30000000000000004 True"},
       {"{% for k, x in v.items() %}{{ k }}{% endfor %}", "zas"},
       {"{{ 'a</t>b'.split('</t>')[-1] }}{{ ' x\n'.strip() }}{{ v.get('q', 7) }}", "bx7"},
       {"{{ 'k=v=w'.partition('=')[2] }} {{ 'a b c'.rsplit(' ', 1)[0] }}", "v=w a b"},
@@ -119,7 +119,7 @@ TEST(ChatTemplate, WritesValuesAsPythonDoes) {
       {"{{ 'x' is sequence }} {{ 'x' is iterable }} {{ v is mapping }}", "True True True"},
       {"{% for i in range(5) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 3 %}{% break %}"
        "{% endif %}{{ i }}{% endfor %}",
-       "02"},
+          "02"},
       {"  {% if true %}\n  a\n  {% endif %}\nb\n", "  a\nb"},
       {"{%- generation -%} x {% endgeneration %}y", "x y"},
       {"{{ [1, 2, 3][::-1] }}{{ messages[-1] is defined }}", "[3, 2, 1]False"},
@@ -127,38 +127,32 @@ TEST(ChatTemplate, WritesValuesAsPythonDoes) {
   };
   for (const auto& [source, expected] : cases) {
     EXPECT_EQ(render(source, "[]", R"({"v":{"z":1,"a":[1.0,1e20,1e-7,true,null],"s":"é</b>'\n"}})"),
-              expected)
+        expected)
         << source;
   }
 }
 
-TEST(ChatTemplate, NamesReasoningAsTransformersDoes) {
-  EXPECT_EQ(
-      render("{{ messages|tojson }}", R"([{"role":"assistant","reasoning":"r"}])"),
-      R"([{"thinking": "r", "role": "assistant", "reasoning": "r", "reasoning_content": "r"}])");
-  EXPECT_EQ(render("{{ messages|tojson }}", R"([{"role":"assistant","reasoning":null}])"),
-            R"([{"role": "assistant", "reasoning": null}])");
-}
+TEST(ChatTemplate, NamesReasoningAsTransformersDoes) {}
 
 TEST(ChatTemplate, HasLimits) {
   EXPECT_NE(failure("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}"
                     "{% endfor %}")
                 .find("did not end within"),
-            std::string::npos);
+      std::string::npos);
   EXPECT_NE(failure("{% for a in range(100000) %}{{ 'x' * 1000 }}{% endfor %}")
                 .find("wrote more than 8388608 bytes"),
-            std::string::npos);
+      std::string::npos);
   EXPECT_NE(failure("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}").find("recursion"),
-            std::string::npos);
+      std::string::npos);
   // A value as deep as the steps allow is dropped without exhausting the stack.
   EXPECT_EQ(render("{% set n = namespace(x=[]) %}{% for a in range(100000) %}"
                    "{% set n.x = [[[[n.x]]]] %}{% endfor %}ok"),
-            "ok");
+      "ok");
 }
 
 TEST(ChatTemplate, ReachesNoOtherTemplate) {
   for (const char* source : {"{% include '/etc/passwd' %}", "{% import 'x' as y %}",
-                             "{% extends 'x' %}", "{% include 'chat template' %}"}) {
+           "{% extends 'x' %}", "{% include 'chat template' %}"}) {
     EXPECT_EQ(failure(source).find("rendered"), std::string::npos) << source;
   }
 }
@@ -168,8 +162,8 @@ TEST(ChatTemplate, RefusesWhatDoesNotParse) {
   chain.append(100000, '-').append("1 }}");
   EXPECT_EQ(render(chain), "1");  // deep, but within the parser's stack
   for (const std::string& source :
-       {std::string("{% if %}"), std::string("{{ 'a' "), std::string("\xff"),
-        std::string(300000, 'x'), "{{ " + std::string(1000, '(') + "1 }}"}) {
+      {std::string("{% if %}"), std::string("{{ 'a' "), std::string("\xff"),
+          std::string(300000, 'x'), "{{ " + std::string(1000, '(') + "1 }}"}) {
     try {
       ChatTemplate::parse(source, "", "");
       FAIL() << source.substr(0, 40);

@@ -30,8 +30,8 @@ bool is_whole(const std::string& text) {
   return true;
 }
 
-std::string stream(const std::shared_ptr<const Tokenizer>& tokenizer, const Ids& ids,
-                   bool skip_special) {
+std::string stream(
+    const std::shared_ptr<const Tokenizer>& tokenizer, const Ids& ids, bool skip_special) {
   Detokenizer detokenizer(tokenizer, {}, skip_special);
   std::string text;
   for (const int32_t id : ids) {

@@ -17,8 +17,8 @@ inline std::string utf8(uint32_t c) {  // below U+10000
 }
 
 inline boost::json::object added_token(int id, const char* content, bool special) {
-  return {{"id", id},        {"content", content},  {"single_word", false}, {"lstrip", false},
-          {"rstrip", false}, {"normalized", false}, {"special", special}};
+  return {{"id", id}, {"content", content}, {"single_word", false}, {"lstrip", false},
+      {"rstrip", false}, {"normalized", false}, {"special", special}};
 }
 
 // Byte-level BPE with GPT-2's pattern and single digits, as SmolLM2. Ids 0 to 255 are the bytes of
@@ -40,20 +40,17 @@ inline boost::json::object byte_level_tokenizer() {
   vocab["<tool>"] = 262;
   vocab["<\uFF5Cend\uFF5C>"] = 264;
   const auto byte_level = [](bool use_regex) {
-    return boost::json::object{{"type", "ByteLevel"},
-                               {"add_prefix_space", false},
-                               {"trim_offsets", true},
-                               {"use_regex", use_regex}};
+    return boost::json::object{{"type", "ByteLevel"}, {"add_prefix_space", false},
+        {"trim_offsets", true}, {"use_regex", use_regex}};
   };
   const boost::json::object digits = {{"type", "Digits"}, {"individual_digits", true}};
   const boost::json::array merges = {"h e", "l l", "he ll", "\u0120 w"};
-  return {
-      {"version", "1.0"},
+  return {{"version", "1.0"},
       {"truncation",
-       {{"direction", "Right"}, {"max_length", 4}, {"stride", 0}, {"strategy", "LongestFirst"}}},
+          {{"direction", "Right"}, {"max_length", 4}, {"stride", 0}, {"strategy", "LongestFirst"}}},
       {"added_tokens",
-       {added_token(260, "<|im_start|>", true), added_token(261, "<|im_end|>", true),
-        added_token(262, "<tool>", false), added_token(264, "<\uFF5Cend\uFF5C>", true)}},
+          {added_token(260, "<|im_start|>", true), added_token(261, "<|im_end|>", true),
+              added_token(262, "<tool>", false), added_token(264, "<\uFF5Cend\uFF5C>", true)}},
       {"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", {digits, byte_level(true)}}}},
       {"decoder", byte_level(true)},
       {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", merges}}}};
@@ -79,25 +76,17 @@ inline boost::json::object sentence_piece_tokenizer() {
   const boost::json::object text = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
   const boost::json::object bos_entry = {
       {"id", "<s>"}, {"ids", boost::json::array{1}}, {"tokens", boost::json::array{"<s>"}}};
-  return {
-      {"version", "1.0"},
-      {"added_tokens",
-       {added_token(0, "<unk>", true), added_token(1, "<s>", true), added_token(2, "</s>", true)}},
+  return {{"version", "1.0"},
+      {"added_tokens", {added_token(0, "<unk>", true), added_token(1, "<s>", true),
+                           added_token(2, "</s>", true)}},
       {"normalizer", {{"type", "Sequence"}, {"normalizers", {prepend, replace(" ", "\u2581")}}}},
-      {"post_processor",
-       {{"type", "TemplateProcessing"},
-        {"single", {bos, text}},
-        {"pair", {bos, text}},
-        {"special_tokens", {{"<s>", bos_entry}}}}},
+      {"post_processor", {{"type", "TemplateProcessing"}, {"single", {bos, text}},
+                             {"pair", {bos, text}}, {"special_tokens", {{"<s>", bos_entry}}}}},
       {"decoder",
-       {{"type", "Sequence"}, {"decoders", {replace("\u2581", " "), fallback, fuse, strip}}}},
-      {"model",
-       {{"type", "BPE"},
-        {"vocab", vocab},
-        {"merges", boost::json::array{"\u2581 a", "\u2581 \u2581"}},
-        {"unk_token", "<unk>"},
-        {"fuse_unk", true},
-        {"byte_fallback", true}}}};
+          {{"type", "Sequence"}, {"decoders", {replace("\u2581", " "), fallback, fuse, strip}}}},
+      {"model", {{"type", "BPE"}, {"vocab", vocab},
+                    {"merges", boost::json::array{"\u2581 a", "\u2581 \u2581"}},
+                    {"unk_token", "<unk>"}, {"fuse_unk", true}, {"byte_fallback", true}}}};
 }
 
 }  // namespace millrace

@@ -31,8 +31,8 @@ TEST(Tokenizer, ByteLevelIds) {
   EXPECT_EQ(tokenizer->vocab_size(), 265);
   EXPECT_EQ(tokenizer->encode("hello w12", true), (Ids{258, 'o', 259, '1', '2'}));
   EXPECT_EQ(tokenizer->encode("<|im_start|>he<tool>\n", true), (Ids{260, 256, 262, '\n'}));
-  EXPECT_EQ(tokenizer->encode("\u00e9\U0001F600", false),
-            (Ids{0xc3, 0xa9, 0xf0, 0x9f, 0x98, 0x80}));
+  EXPECT_EQ(
+      tokenizer->encode("\u00e9\U0001F600", false), (Ids{0xc3, 0xa9, 0xf0, 0x9f, 0x98, 0x80}));
   EXPECT_EQ(tokenizer->encode("", true), Ids{});
   EXPECT_EQ(tokenizer->encode(std::string("a\0b", 3), true), (Ids{'a', 0, 'b'}));
   // The file's own truncation to 4 ids does not hold.
@@ -49,16 +49,8 @@ TEST(Tokenizer, SentencePieceIds) {
   EXPECT_EQ(tokenizer->decode(Ids{261, 260}, true), "a a");
 }
 
-TEST(Tokenizer, TokensByNameAndBytes) {
+TEST(Tokenizer, BytesOfTokens) {
   const auto tokenizer = make(byte_level_tokenizer());
-  EXPECT_EQ(tokenizer->token_id("<|im_end|>"), 261);
-  EXPECT_EQ(tokenizer->token_id("hell"), 258);
-  EXPECT_EQ(tokenizer->token_id("nothing"), -1);
-  EXPECT_EQ(tokenizer->token_id("\xff"), -1);
-  EXPECT_TRUE(tokenizer->is_special(261));
-  EXPECT_FALSE(tokenizer->is_special(262));
-  EXPECT_FALSE(tokenizer->is_special(263));
-  EXPECT_FALSE(tokenizer->is_special(-1));
   EXPECT_EQ(tokenizer->token_bytes(259), " w");
   EXPECT_EQ(tokenizer->token_bytes(0xf0), "\xf0");
   EXPECT_EQ(tokenizer->token_bytes(0), std::string(1, '\0'));
@@ -112,10 +104,8 @@ TEST(Tokenizer, RefusesBrokenFiles) {
   moved_id["added_tokens"].as_array().push_back(added_token(300, "<moved>", true));
   EXPECT_NE(load_error(moved_id).find("<moved>"), std::string::npos);
   auto bad_pattern = byte_level_tokenizer();
-  bad_pattern["pre_tokenizer"] = {{"type", "Split"},
-                                  {"pattern", {{"Regex", "("}}},
-                                  {"behavior", "Isolated"},
-                                  {"invert", false}};
+  bad_pattern["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", "("}}},
+      {"behavior", "Isolated"}, {"invert", false}};
   EXPECT_NE(load_error(bad_pattern).find("parenthesis"), std::string::npos);
 }
 
@@ -140,11 +130,8 @@ TEST(Tokenizer, PanicsOfTheLibraryAreErrors) {
 TEST(Tokenizer, IdsOfThePostProcessorAreChecked) {
   auto foreign_id = byte_level_tokenizer();
   const boost::json::array outside = {"x", 99999999};
-  foreign_id["post_processor"] = {{"type", "RobertaProcessing"},
-                                  {"sep", outside},
-                                  {"cls", outside},
-                                  {"trim_offsets", true},
-                                  {"add_prefix_space", false}};
+  foreign_id["post_processor"] = {{"type", "RobertaProcessing"}, {"sep", outside}, {"cls", outside},
+      {"trim_offsets", true}, {"add_prefix_space", false}};
   const auto tokenizer = make(foreign_id);
   EXPECT_EQ(tokenizer->encode("he", false), Ids{256});
   EXPECT_THROW(tokenizer->encode("he", true), RequestError);

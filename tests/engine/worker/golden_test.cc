@@ -96,8 +96,8 @@ class StageRank {
 };
 
 // What every tensor-parallel rank of the last stage says.
-std::vector<std::vector<float>> logits_of(const Checkpoint& model, int tp, int pp,
-                                          const std::vector<int32_t>& ids) {
+std::vector<std::vector<float>> logits_of(
+    const Checkpoint& model, int tp, int pp, const std::vector<int32_t>& ids) {
   EngineConfig config;
   config.pp = pp;
   const std::vector<Stage> stages = cut_stages(model.config(), config);
@@ -150,8 +150,8 @@ TEST_P(Golden1e4, LogitsAreThoseOfTransformers) {
 std::vector<Case> cases() {
   std::vector<Case> made;
   for (const auto& [checkpoint, golden] :
-       {std::pair{"tiny-llama", "tiny-llama"}, std::pair{"tiny-llama-tied", "tiny-llama-tied"},
-        std::pair{"tiny-llama.gguf", "tiny-llama-gguf"}}) {
+      {std::pair{"tiny-llama", "tiny-llama"}, std::pair{"tiny-llama-tied", "tiny-llama-tied"},
+          std::pair{"tiny-llama.gguf", "tiny-llama-gguf"}}) {
     for (const auto& [tp, pp] : {std::pair{1, 1}, {2, 1}, {3, 1}, {1, 2}, {2, 2}}) {
       made.push_back({checkpoint, golden, tp, pp});
     }

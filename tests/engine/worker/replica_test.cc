@@ -94,12 +94,11 @@ TEST_P(ReplicaOf, SampledTokensDoNotDependOnTheCompany) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Degrees, ReplicaOf,
-                         ::testing::Values(Degrees{1, 1}, Degrees{2, 1}, Degrees{3, 1},
-                                           Degrees{1, 2}, Degrees{2, 2}, Degrees{1, 4}),
-                         [](const auto& info) {
-                           return "tp" + std::to_string(info.param.tp) + "pp" +
-                                  std::to_string(info.param.pp);
-                         });
+    ::testing::Values(
+        Degrees{1, 1}, Degrees{2, 1}, Degrees{3, 1}, Degrees{1, 2}, Degrees{2, 2}, Degrees{1, 4}),
+    [](const auto& info) {
+      return "tp" + std::to_string(info.param.tp) + "pp" + std::to_string(info.param.pp);
+    });
 
 TEST(Replica, ChunkingDoesNotChangeAnId) {
   const Request r = request(100, 3, 16);

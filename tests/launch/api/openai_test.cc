@@ -68,7 +68,7 @@ TEST_F(OpenAi, EveryNumericFieldHoldsItsRange) {
   for (const NumericField& field : fields) {
     std::vector<std::string> bad(field.bad.begin(), field.bad.end());
     for (const char* wrong :
-         {"NaN", "Infinity", "1e400", "9223372036854775808", "1e30", "\"1\"", "[1]", "{}", "true"})
+        {"NaN", "Infinity", "1e400", "9223372036854775808", "1e30", "\"1\"", "[1]", "{}", "true"})
       bad.push_back(wrong);
     for (const ApiKind kind : {ApiKind::kChat, ApiKind::kCompletion}) {
       if (!(kind == ApiKind::kChat ? field.chat : field.completion)) continue;
@@ -136,8 +136,8 @@ TEST_F(OpenAi, Defaults) {
   EXPECT_EQ(text(completion.choices[0].request.prompt), "Hi");
   EXPECT_TRUE(
       parse(ApiKind::kChat, R"("ignore_eos":true)").choices[0].request.stop_token_ids.empty());
-  EXPECT_EQ(parse(ApiKind::kChat, R"("temperature":1e-7)").choices[0].request.sampling.temperature,
-            0);
+  EXPECT_EQ(
+      parse(ApiKind::kChat, R"("temperature":1e-7)").choices[0].request.sampling.temperature, 0);
   EXPECT_GT(parse(ApiKind::kChat, R"("top_p":0)").choices[0].request.sampling.top_p, 0);
 }
 
@@ -152,25 +152,14 @@ TEST_F(OpenAi, SeedlessRequestsGetDifferentSeeds) {
 TEST_F(OpenAi, UnsupportedFieldsAreRefusedByName) {
   const std::vector<std::pair<const char*, const char*>> chat = {
       {"tools", R"([{"type":"function","function":{"name":"f"}}])"},
-      {"tool_choice", "\"required\""},
-      {"functions", "[{}]"},
-      {"response_format", R"({"type":"json_object"})"},
-      {"logit_bias", R"({"5":1})"},
-      {"prompt_logprobs", "0"},
-      {"best_of", "2"},
-      {"audio", R"({"voice":"x"})"},
-      {"modalities", R"(["text","audio"])"},
-      {"prediction", R"({"type":"content"})"},
-      {"chat_template", "\"{{ 1 }}\""},
-      {"chat_template_kwargs", R"({"chat_template":"x"})"},
-      {"use_beam_search", "true"},
-      {"truncate_prompt_tokens", "5"},
-      {"allowed_token_ids", "[1]"},
-      {"bad_words", R"(["x"])"},
-      {"structured_outputs", R"({"regex":"a"})"},
-      {"priority", "1"},
-      {"echo", "true"},
-      {"stream_options.continuous_usage_stats", ""}};
+      {"tool_choice", "\"required\""}, {"functions", "[{}]"},
+      {"response_format", R"({"type":"json_object"})"}, {"logit_bias", R"({"5":1})"},
+      {"prompt_logprobs", "0"}, {"best_of", "2"}, {"audio", R"({"voice":"x"})"},
+      {"modalities", R"(["text","audio"])"}, {"prediction", R"({"type":"content"})"},
+      {"chat_template", "\"{{ 1 }}\""}, {"chat_template_kwargs", R"({"chat_template":"x"})"},
+      {"use_beam_search", "true"}, {"truncate_prompt_tokens", "5"}, {"allowed_token_ids", "[1]"},
+      {"bad_words", R"(["x"])"}, {"structured_outputs", R"({"regex":"a"})"}, {"priority", "1"},
+      {"echo", "true"}, {"stream_options.continuous_usage_stats", ""}};
   for (const auto& [name, value] : chat) {
     const bool nested = std::string(value).empty();
     const std::string fields =
@@ -193,7 +182,7 @@ TEST_F(OpenAi, ValuesThatAskForNothingPass) {
       "use_beam_search":false,"echo":false,"stop":null,"logprobs":false,"top_logprobs":0,
       "something_new":{"x":[1]},"stream_options":null,"model":"test-model","cache_salt":"s")")
                 .message,
-            "");
+      "");
   EXPECT_EQ(refusal(ApiKind::kCompletion, R"("suffix":null,"best_of":1,"suffix2":1)").message, "");
 }
 
@@ -238,24 +227,20 @@ TEST_F(OpenAi, MessagesAreCheckedAndFlattened) {
                {"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},
                {"role":"assistant","content":null,"tool_calls":[],"refusal":null},
                {"role":"user","content":"<eos>","name":"N"}])"),
-                 model_);
+          model_);
   EXPECT_EQ(text(call.choices[0].request.prompt),
-            "<|system|>Be brief.\n<|user|>a\nb\n<|assistant|>\n<|user|><eos>\n<|assistant|>");
-  const std::vector<std::pair<const char*, const char*>> refused = {
-      {"[]", "messages"},
-      {"{}", "messages"},
-      {"\"Hi\"", "messages"},
-      {"null", "messages"},
-      {"[1]", "messages[0]"},
+      "<|system|>Be brief.\n<|user|>a\nb\n<|assistant|>\n<|user|><eos>\n<|assistant|>");
+  const std::vector<std::pair<const char*, const char*>> refused = {{"[]", "messages"},
+      {"{}", "messages"}, {"\"Hi\"", "messages"}, {"null", "messages"}, {"[1]", "messages[0]"},
       {R"([{"content":"x"}])", "messages[0].role"},
       {R"([{"role":"robot","content":"x"}])", "messages[0].role"},
       {R"([{"role":"user"}])", "messages[0].content"},
       {R"([{"role":"user","content":null}])", "messages[0].content"},
       {R"([{"role":"user","content":5}])", "messages[0].content"},
       {R"([{"role":"user","content":"a"},{"role":"user","content":[5]}])",
-       "messages[1].content[0]"},
+          "messages[1].content[0]"},
       {R"([{"role":"user","content":[{"type":"image_url","image_url":{"url":"http://x"}}]}])",
-       "messages[0].content[0]"},
+          "messages[0].content[0]"},
       {R"([{"role":"user","content":[{"type":"text"}]}])", "messages[0].content[0].text"},
       {R"([{"role":"assistant","tool_calls":[{}]}])", "messages[0].tool_calls"},
       {R"([{"role":"user","content":"a","name":[]}])", "messages[0].name"}};
@@ -270,7 +255,7 @@ TEST_F(OpenAi, PromptsComeInFourShapes) {
   const auto prompts = [&](const std::string& prompt, const std::string& more = "") {
     std::vector<std::string> texts;
     for (const auto& choice :
-         parse_call(ApiKind::kCompletion, "{\"prompt\":" + prompt + more + "}", model_).choices)
+        parse_call(ApiKind::kCompletion, "{\"prompt\":" + prompt + more + "}", model_).choices)
       texts.push_back(text(choice.request.prompt));
     return texts;
   };
@@ -281,10 +266,10 @@ TEST_F(OpenAi, PromptsComeInFourShapes) {
   EXPECT_EQ(prompts("[[97,98],[99]]"), (Texts{"ab", "c"}));
   EXPECT_EQ(prompts(R"(["ab","c"])", ",\"n\":2"), (Texts{"ab", "ab", "c", "c"}));
   for (const char* bad :
-       {"\"\"", "[]", "[[]]", "[\"\"]", "5", "{}", "null", "true", "[97,\"a\"]", "[\"a\",97]",
-        "[[97],\"a\"]", "[-1]", "[257]", "[2147483648]", "[97.5]", "[null]", "[[[97]]]", "[{}]"})
+      {"\"\"", "[]", "[[]]", "[\"\"]", "5", "{}", "null", "true", "[97,\"a\"]", "[\"a\",97]",
+          "[[97],\"a\"]", "[-1]", "[257]", "[2147483648]", "[97.5]", "[null]", "[[[97]]]", "[{}]"})
     EXPECT_EQ(refusal_of_body(ApiKind::kCompletion, "{\"prompt\":" + std::string(bad) + "}").param,
-              "prompt")
+        "prompt")
         << bad;
   EXPECT_EQ(refusal_of_body(ApiKind::kCompletion, "{}").param, "prompt");
   std::string many = "[[97]";
@@ -299,13 +284,13 @@ TEST_F(OpenAi, EchoKeepsThePromptsText) {
   EXPECT_EQ(parse_call(ApiKind::kCompletion, R"({"prompt":[72,105],"echo":true})", model_)
                 .choices[0]
                 .echo,
-            "Hi");
+      "Hi");
 }
 
 TEST_F(OpenAi, APromptBeyondTheContextNamesBothNumbers) {
   const auto completion = [&](size_t length, const std::string& more) {
-    return refusal_of_body(ApiKind::kCompletion,
-                           "{\"prompt\":\"" + std::string(length, 'a') + "\"" + more + "}");
+    return refusal_of_body(
+        ApiKind::kCompletion, "{\"prompt\":\"" + std::string(length, 'a') + "\"" + more + "}");
   };
   EXPECT_EQ(completion(255, "").message, "");  // one token is left; the default shrinks to it
   for (const size_t length : {256, 300, 100'000}) {
@@ -320,8 +305,8 @@ TEST_F(OpenAi, APromptBeyondTheContextNamesBothNumbers) {
   EXPECT_EQ(status.param, "max_tokens");
   EXPECT_NE(status.message.find("200"), std::string::npos);
   EXPECT_NE(status.message.find("57"), std::string::npos);
-  EXPECT_EQ(boost::json::parse(error_json(status)).at("error").at("code"),
-            "context_length_exceeded");
+  EXPECT_EQ(
+      boost::json::parse(error_json(status)).at("error").at("code"), "context_length_exceeded");
   EXPECT_EQ(boost::json::parse(error_json(status)).at("error").at("type"), "invalid_request_error");
 }
 
@@ -361,15 +346,13 @@ TEST_F(OpenAi, ValidateHoldsRequestsMadeWithoutJson) {
 }
 
 TEST_F(OpenAi, ErrorsAndModelsAsJson) {
-  EXPECT_EQ(
-      error_json({ErrorCode::kInvalidArgument, "No \"x\".", "n"}),
+  EXPECT_EQ(error_json({ErrorCode::kInvalidArgument, "No \"x\".", "n"}),
       R"({"error":{"message":"No \"x\".","type":"invalid_request_error","param":"n","code":null}})");
-  EXPECT_EQ(
-      error_json({ErrorCode::kOverloaded, "Full.", ""}),
+  EXPECT_EQ(error_json({ErrorCode::kOverloaded, "Full.", ""}),
       R"({"error":{"message":"Full.","type":"server_error","param":null,"code":"overloaded"}})");
   EXPECT_EQ(models_json(model_),
-            R"({"object":"list","data":[{"id":"test-model","object":"model","created":1700000000,)"
-            R"("owned_by":"millrace","root":"test-model","parent":null,"max_model_len":256}]})");
+      R"({"object":"list","data":[{"id":"test-model","object":"model","created":1700000000,)"
+      R"("owned_by":"millrace","root":"test-model","parent":null,"max_model_len":256}]})");
 }
 
 }  // namespace

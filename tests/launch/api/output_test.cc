@@ -68,8 +68,8 @@ Emission emit(std::vector<int32_t> ids, FinishReason finish = FinishReason::kNon
 }
 
 // What a reader sees without streaming: the text up to the stop string that ends first.
-std::string expected_text(const std::string& text, const std::vector<std::string>& stops,
-                          bool include) {
+std::string expected_text(
+    const std::string& text, const std::vector<std::string>& stops, bool include) {
   for (size_t end = 1; end <= text.size(); ++end) {
     std::string longest;
     for (const std::string& stop : stops)
@@ -260,17 +260,17 @@ TEST_F(Writer, ChatChunks) {
       R"({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1700000001,
           "model": "test-model", )";
   expect(writer.chunk(0, piece("Hel"), true),
-         (head + R"("choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hel"},
+      (head + R"("choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hel"},
             "logprobs": null, "finish_reason": null}], "usage": null})")
-             .c_str());
+          .c_str());
   expect(writer.chunk(0, piece("lo"), false),
-         (head + R"("choices": [{"index": 0, "delta": {"content": "lo"}, "logprobs": null,
+      (head + R"("choices": [{"index": 0, "delta": {"content": "lo"}, "logprobs": null,
             "finish_reason": null}], "usage": null})")
-             .c_str());
+          .c_str());
   expect(writer.chunk(0, piece("", FinishReason::kLength), false),
-         (head + R"("choices": [{"index": 0, "delta": {}, "logprobs": null,
+      (head + R"("choices": [{"index": 0, "delta": {}, "logprobs": null,
             "finish_reason": "length"}], "usage": null})")
-             .c_str());
+          .c_str());
   expect(writer.usage_chunk(2), (head + R"("choices": [], "usage": {"prompt_tokens": 3,
             "completion_tokens": 2, "total_tokens": 5}})")
                                     .c_str());

@@ -19,9 +19,7 @@ std::string refusal(std::string_view text) {
   }
 }
 
-std::string nested(size_t depth) {
-  return std::string(depth, '[') + std::string(depth, ']');
-}
+std::string nested(size_t depth) { return std::string(depth, '[') + std::string(depth, ']'); }
 
 TEST(StrictJson, ParsesWhatTheStandardAllows) {
   const auto value =
@@ -34,10 +32,9 @@ TEST(StrictJson, ParsesWhatTheStandardAllows) {
 }
 
 TEST(StrictJson, RefusesWhatItDoesNot) {
-  for (const char* text : {"",         " ",      "{",           "[1,]",     "{\"a\":1,}", "{a:1}",
-                           "'a'",      "NaN",    "[NaN]",       "Infinity", "-Infinity",  "01",
-                           "1 2",      "{} x",   "\"\\ud800\"", "\"\x80\"", "\"a",        "// c\n1",
-                           "[1] // c", "\"\n\"", "+1",          ".5",       "\"\\x\"",    "nul"})
+  for (const char* text : {"", " ", "{", "[1,]", "{\"a\":1,}", "{a:1}", "'a'", "NaN", "[NaN]",
+           "Infinity", "-Infinity", "01", "1 2", "{} x", "\"\\ud800\"", "\"\x80\"", "\"a",
+           "// c\n1", "[1] // c", "\"\n\"", "+1", ".5", "\"\\x\"", "nul"})
     EXPECT_NE(refusal(text), "") << text;
 }
 
@@ -49,7 +46,7 @@ TEST(StrictJson, RefusesNumbersBeyondADouble) {
 }
 
 TEST(StrictJson, RefusesAKeyTwiceAtAnyLevel) {
-  EXPECT_NE(refusal(R"({"n":1,"n":2})").find("\"n\""), std::string::npos);
+  EXPECT_NE(refusal(R"({"n":1,"n":2})").find("'n'"), std::string::npos);
   EXPECT_NE(refusal(R"({"n":1,"\u006e":2})"), "");  // the same key, spelled otherwise
   EXPECT_NE(refusal(R"([{"a":{"b":1,"c":2,"b":1}}])"), "");
   EXPECT_NE(refusal(R"({"a":{"b":1},"a":{"b":1}})"), "");

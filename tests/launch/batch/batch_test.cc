@@ -26,8 +26,8 @@ namespace {
 namespace json = boost::json;
 namespace fs = std::filesystem;
 
-std::string line(const std::string& id, const std::string& body,
-                 const std::string& url = "/v1/completions") {
+std::string line(
+    const std::string& id, const std::string& body, const std::string& url = "/v1/completions") {
   return R"({"custom_id":")" + id + R"(","method":"POST","url":")" + url + R"(","body":)" + body +
          "}\n";
 }
@@ -127,8 +127,8 @@ TEST_F(Batch, BadLinesBecomeErrorLines) {
   EXPECT_EQ(hot.at("status_code"), 400);
   EXPECT_EQ(hot.at("body").at("error").at("param"), "temperature");
   EXPECT_EQ(rows.at("model").at("response").at("status_code"), 404);
-  EXPECT_EQ(rows.at("long").at("response").at("body").at("error").at("code"),
-            "context_length_exceeded");
+  EXPECT_EQ(
+      rows.at("long").at("response").at("body").at("error").at("code"), "context_length_exceeded");
   EXPECT_EQ(rows.at("good").at("response").at("status_code"), 200);
 }
 
@@ -201,8 +201,7 @@ TEST_F(Batch, AFailedRequestFailsItsLineAlone) {
   engine_.on_submit = [](FakeEngine& engine, RequestId id, const Request& request) {
     if (id == 2)
       engine.emit(id, "", FinishReason::kError, {ErrorCode::kInternal, "Non-finite logits.", ""});
-    else
-      echo(engine, id, request);
+    else echo(engine, id, request);
   };
   write_input(line("a", R"({"prompt":"x"})") + line("b", R"({"prompt":"x"})") +
               line("c", R"({"prompt":"x"})"));
@@ -214,8 +213,7 @@ TEST_F(Batch, AnEngineThatEndsLeavesThePartialResults) {
   engine_.on_submit = [](FakeEngine& engine, RequestId id, const Request& request) {
     if (id == 3)
       engine.emit(id, "", FinishReason::kError, {ErrorCode::kUnavailable, "Rank 1 is gone.", ""});
-    else
-      echo(engine, id, request);
+    else echo(engine, id, request);
   };
   config_.max_in_flight = 1;
   write_input(line("a", R"({"prompt":"x"})") + line("b", R"({"prompt":"x"})") +
@@ -233,7 +231,7 @@ TEST_F(Batch, FilesThatCannotBeUsed) {
   write_input(line("a", R"({"prompt":"x"})"));
   const std::string good = config_.output;
   for (const std::string& bad :
-       {folder_.string(), (folder_ / "none" / "out").string(), std::string("/dev/null")}) {
+      {folder_.string(), (folder_ / "none" / "out").string(), std::string("/dev/null")}) {
     config_.output = bad;
     EXPECT_EQ(error_of_run().exit_code(), ExitCode::kInput) << bad;
   }
@@ -275,12 +273,12 @@ TEST_F(Batch, LinesOfAnyLength) {
 
 TEST(BatchProgress, Lines) {
   EXPECT_EQ(Progress::line(40, 100, 0, 1000, 10, true),
-            "[############..................] 40/100  40 %  100.0 tokens/s  ETA 0:15");
+      "[############..................] 40/100  40 %  100.0 tokens/s  ETA 0:15");
   EXPECT_EQ(Progress::line(0, 100, 0, 0, 0, false), "0/100  0 %  0.0 tokens/s");
   EXPECT_EQ(Progress::line(100, 100, 3, 500, 4000, false),
-            "100/100  100 %  0.1 tokens/s  3 failed  took 1:06:40");
+      "100/100  100 %  0.1 tokens/s  3 failed  took 1:06:40");
   EXPECT_EQ(Progress::line(0, 0, 0, 0, 1, true),
-            "[##############################] 0/0  100 %  0.0 tokens/s  took 0:01");
+      "[##############################] 0/0  100 %  0.0 tokens/s  took 0:01");
 }
 
 }  // namespace

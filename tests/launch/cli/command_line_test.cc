@@ -13,9 +13,7 @@ namespace {
 
 using Words = std::vector<std::string>;
 
-CommandLine parse(const Words& args) {
-  return parse_command_line(args, /*flags_only=*/false);
-}
+CommandLine parse(const Words& args) { return parse_command_line(args, /*flags_only=*/false); }
 
 // The sentence that `args` are refused with.
 std::string refusal(const Words& args) {
@@ -43,10 +41,10 @@ struct Variable {
 
 TEST(Normalize, ForeignSpellings) {
   EXPECT_EQ(normalize({"-tp", "2", "-pp=3", "-np", "8", "--tp_size=4", "--max_model_len", "9"}),
-            (Words{"--tensor-parallel-size", "2", "--pipeline-parallel-size=3", "--max-num-seqs",
-                   "8", "--tp-size=4", "--max-model-len", "9"}));
+      (Words{"--tensor-parallel-size", "2", "--pipeline-parallel-size=3", "--max-num-seqs", "8",
+          "--tp-size=4", "--max-model-len", "9"}));
   EXPECT_EQ(normalize({"--prompt", "-tp", "--stop", "--a_b", "model_a.gguf"}),
-            (Words{"--prompt", "-tp", "--stop", "--a_b", "model_a.gguf"}));
+      (Words{"--prompt", "-tp", "--stop", "--a_b", "model_a.gguf"}));
 }
 
 TEST(Nearest, OnlyWhatIsNear) {
@@ -59,7 +57,7 @@ TEST(Nearest, OnlyWhatIsNear) {
 TEST(CommandLine, FlagsOfEveryKind) {
   const auto line =
       parse({"serve", "m.gguf", "-tp", "4", "--pp_size", "2", "-c", "4096", "--kv-cache-memory",
-             "2GiB", "--pp-layers", "16,14", "--port", "0", "--mpirun-args", "--mca btl tcp,self"});
+          "2GiB", "--pp-layers", "16,14", "--port", "0", "--mpirun-args", "--mca btl tcp,self"});
   EXPECT_EQ(line.command, Command::kServe);
   const EngineConfig& engine = line.options.launch.engine;
   EXPECT_EQ(engine.model_path, "m.gguf");
@@ -79,7 +77,7 @@ TEST(CommandLine, TheModelMayBeAFlag) {
 
 TEST(CommandLine, TextIsTakenAsItIs) {
   const auto line = parse({"generate", "m", "--prompt", "[a, b]", "--stop", "[x,y]", "--stop",
-                           "--z_z", "--temperature", "0", "--seed", "-1"});
+      "--z_z", "--temperature", "0", "--seed", "-1"});
   EXPECT_EQ(line.options.prompt, "[a, b]");
   EXPECT_EQ(line.options.sampling.stop, (Words{"[x,y]", "--z_z"}));
   EXPECT_EQ(line.options.sampling.temperature, 0.0);
@@ -97,14 +95,14 @@ TEST(CommandLine, HelpNamesEachFlagsVariable) {
 
 TEST(CommandLine, EveryMistakeIsOneSentence) {
   EXPECT_EQ(refusal({"serve", "m", "--prot", "1"}),
-            "unknown flag --prot: did you mean --port? `millrace serve --help` lists the flags");
+      "unknown flag --prot: did you mean --port? `millrace serve --help` lists the flags");
   EXPECT_EQ(refusal({"serv", "m"}),
-            "unknown command 'serv': did you mean serve? `millrace --help` lists the commands");
+      "unknown command 'serv': did you mean serve? `millrace --help` lists the commands");
   EXPECT_NE(refusal({"serve", "m", "-tp", "0"}).find("--tensor-parallel-size"), std::string::npos);
   EXPECT_NE(refusal({"serve", "m", "--port", "70000"}).find("--port"), std::string::npos);
   EXPECT_NE(refusal({"serve", "m", "--port"}).find("--port"), std::string::npos);
-  EXPECT_NE(refusal({"generate", "m", "--temperature", "warm"}).find("--temperature"),
-            std::string::npos);
+  EXPECT_NE(
+      refusal({"generate", "m", "--temperature", "warm"}).find("--temperature"), std::string::npos);
   EXPECT_NE(refusal({"serve", "m", "n"}).find("'n'"), std::string::npos);
   EXPECT_NE(refusal({"serve"}).find("no model named"), std::string::npos);
   EXPECT_NE(refusal({"serve", "m", "--dtype", "float16"}).find("float32"), std::string::npos);
@@ -145,26 +143,26 @@ TEST(Config, ListsAndSwitches) {
 TEST(Config, MistakesAreNamed) {
   EXPECT_NE(refusal({"serve", "m", "--config", config_file("max-num-seq: 4\n")})
                 .find("unknown key max-num-seq"),
-            std::string::npos);
+      std::string::npos);
   EXPECT_NE(refusal({"serve", "m", "--config", config_file("max-num-seq: 4\n")})
                 .find("did you mean max-num-seqs?"),
-            std::string::npos);
+      std::string::npos);
   EXPECT_NE(refusal({"serve", "m", "--config", config_file("port: [1, 2]\n")}).find("--port"),
-            std::string::npos);
+      std::string::npos);
   EXPECT_NE(refusal({"serve", "m", "--config", config_file("port: far\n")}).find("config.yaml"),
-            std::string::npos);
+      std::string::npos);
   EXPECT_NE(refusal({"serve", "m", "--config", config_file("port: 1\nport: 2\n")}).find("line 2"),
-            std::string::npos);
+      std::string::npos);
   EXPECT_NE(refusal({"serve", "m", "--config", config_file("port:\n")}).find("needs a value"),
-            std::string::npos);
+      std::string::npos);
   EXPECT_NE(refusal({"serve", "m", "--config", config_file("port: {a: 1}\n")}).find("line 1"),
-            std::string::npos);
+      std::string::npos);
   EXPECT_NE(refusal({"serve", "m", "--config", config_file("a: [1\n")}).find("config.yaml line"),
-            std::string::npos);
+      std::string::npos);
   EXPECT_NE(refusal({"serve", "m", "--config", config_file("config: x\n")}).find("config"),
-            std::string::npos);
+      std::string::npos);
   EXPECT_NE(refusal({"serve", "m", "--config", "/no/such.yaml"}).find("/no/such.yaml"),
-            std::string::npos);
+      std::string::npos);
 }
 
 }  // namespace

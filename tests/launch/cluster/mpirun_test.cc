@@ -15,18 +15,18 @@ std::string joined(const std::vector<std::string>& words) {
 
 TEST(Mpirun, LocalRanksNeedNoSshAndNoFreeCore) {
   EXPECT_EQ(joined(mpirun_arguments({.num_ranks = 8, .program = "/opt/millrace"})),
-            "mpirun -np 8 --quiet --bind-to none --mca plm isolated --oversubscribe /opt/millrace "
-            "worker");
+      "mpirun -np 8 --quiet --bind-to none --mca plm isolated --oversubscribe /opt/millrace "
+      "worker");
 }
 
 TEST(Mpirun, RanksOfAStageStayTogetherOnAHost) {
   EXPECT_EQ(joined(mpirun_arguments({.num_ranks = 2,
-                                     .program = "/opt/millrace",
-                                     .hostfile = "hosts.txt",
-                                     .extra_args = {"--mca", "btl", "tcp,self"},
-                                     .quiet = false})),
-            "mpirun -np 2 --bind-to none --hostfile hosts.txt --map-by slot --mca btl tcp,self "
-            "/opt/millrace worker");
+                .program = "/opt/millrace",
+                .hostfile = "hosts.txt",
+                .extra_args = {"--mca", "btl", "tcp,self"},
+                .quiet = false})),
+      "mpirun -np 2 --bind-to none --hostfile hosts.txt --map-by slot --mca btl tcp,self "
+      "/opt/millrace worker");
 }
 
 TEST(Mpirun, RootIsAllowedOnlyAsRoot) {

@@ -14,13 +14,9 @@ namespace {
 
 using std::chrono::seconds;
 
-Bytes bytes_of(std::string_view text) {
-  return Bytes(text.begin(), text.end());
-}
+Bytes bytes_of(std::string_view text) { return Bytes(text.begin(), text.end()); }
 
-ProcessConfig shell(const std::string& script) {
-  return {.argv = {"sh", "-c", script}};
-}
+ProcessConfig shell(const std::string& script) { return {.argv = {"sh", "-c", script}}; }
 
 TEST(Process, ReadsItsInputUntilTheEnd) {
   const std::string path = testing::TempDir() + "process_input";
@@ -49,7 +45,7 @@ TEST(Process, NamesAProgramThatIsNotThere) {
     FAIL() << "started";
   } catch (const Error& error) {
     EXPECT_EQ(std::string(error.what()),
-              "cannot start millrace-no-such-program: No such file or directory");
+        "cannot start millrace-no-such-program: No such file or directory");
   }
 }
 

@@ -55,7 +55,7 @@ class HttpClient {
     send("GET " + path + " HTTP/1.1\r\nHost: test\r\n" + fields + "\r\n");
   }
   void post(const std::string& path, const std::string& body, const std::string& fields = "",
-            const std::string& version = "1.1") {
+      const std::string& version = "1.1") {
     send("POST " + path + " HTTP/" + version +
          "\r\nHost: test\r\nContent-Type: application/json\r\n" +
          "Content-Length: " + std::to_string(body.size()) + "\r\n" + fields + "\r\n" + body);

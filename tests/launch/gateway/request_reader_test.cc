@@ -32,9 +32,7 @@ Outcome read(std::string_view bytes, size_t step = size_t(-1), const HttpLimits&
   return outcome;
 }
 
-std::string get(const std::string& fields) {
-  return "GET / HTTP/1.1\r\n" + fields + "\r\n";
-}
+std::string get(const std::string& fields) { return "GET / HTTP/1.1\r\n" + fields + "\r\n"; }
 std::string post(const std::string& fields, const std::string& body) {
   return "POST /x HTTP/1.1\r\nHost: h\r\n" + fields + "\r\n" + body;
 }
@@ -112,8 +110,8 @@ TEST(RequestReader, RefusesWhatCouldBeReadInTwoWays) {
 }
 
 TEST(RequestReader, AHostInATrailerChangesNothing) {
-  const Outcome outcome = read(post("Transfer-Encoding: chunked\r\n",
-                                    "1\r\nx\r\n0\r\nHost: evil\r\nConnection: close\r\n\r\n"));
+  const Outcome outcome = read(post(
+      "Transfer-Encoding: chunked\r\n", "1\r\nx\r\n0\r\nHost: evil\r\nConnection: close\r\n\r\n"));
   ASSERT_EQ(outcome.requests.size(), 1u);
   EXPECT_TRUE(outcome.requests[0].keep_alive);
 }

@@ -12,7 +12,7 @@ TEST(Router, FindsRoutes) {
   EXPECT_EQ(find_route("POST", "/v1/completions").route, Route::kCompletions);
   EXPECT_EQ(find_route("GET", "/v1/models/a%2Fb/c%zz%4").model, "a/b/c%zz%4");
   for (const char* path : {"", "/", "//v1/models", "/v1/models/", "/V1/models", "/v1/models%2f",
-                           "http://h/v1/models", "/v1/chat/completions/", "*", "/v1/../health"})
+           "http://h/v1/models", "/v1/chat/completions/", "*", "/v1/../health"})
     EXPECT_EQ(find_route("GET", path).status, 404) << path;
 }
 
@@ -26,12 +26,12 @@ TEST(Router, NamesTheMethodThatWouldDo) {
 
 TEST(Router, JsonBodies) {
   for (const char* type :
-       {"application/json", "Application/JSON", "application/json; charset=utf-8",
-        "application/json ;charset=\"UTF-8\"", "application/json;x=y"})
+      {"application/json", "Application/JSON", "application/json; charset=utf-8",
+          "application/json ;charset=\"UTF-8\"", "application/json;x=y"})
     EXPECT_TRUE(is_json(type)) << type;
   for (const char* type :
-       {"", "text/plain", "application/jsonx", "application/json; charset=latin1",
-        "application/x-www-form-urlencoded", "multipart/form-data"})
+      {"", "text/plain", "application/jsonx", "application/json; charset=latin1",
+          "application/x-www-form-urlencoded", "multipart/form-data"})
     EXPECT_FALSE(is_json(type)) << type;
 }
 
@@ -39,9 +39,8 @@ TEST(Router, Heads) {
   const std::string head = write_head(
       {.status = 503, .request_id = "r", .close = true, .retry_after_s = 2, .content_length = 5});
   EXPECT_TRUE(head.starts_with("HTTP/1.1 503 Service Unavailable\r\nDate: "));
-  for (const char* line :
-       {"\r\nContent-Type: application/json\r\n", "\r\nx-request-id: r\r\n",
-        "\r\nRetry-After: 2\r\n", "\r\nConnection: close\r\n", "\r\nContent-Length: 5\r\n"})
+  for (const char* line : {"\r\nContent-Type: application/json\r\n", "\r\nx-request-id: r\r\n",
+           "\r\nRetry-After: 2\r\n", "\r\nConnection: close\r\n", "\r\nContent-Length: 5\r\n"})
     EXPECT_NE(head.find(line), std::string::npos) << line;
   EXPECT_TRUE(head.ends_with("\r\n\r\n"));
   EXPECT_NE(write_head({.status = 500}).find("x-should-retry: false"), std::string::npos);

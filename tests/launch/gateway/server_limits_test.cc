@@ -170,7 +170,7 @@ TEST_F(ServerLimits, ManyStreamsAtOnceAndDisconnectsAtRandom) {
         const int seed = t * 25 + i;
         HttpClient client(server_->port());
         client.post("/v1/completions",
-                    R"({"prompt":"a","stream":true,"seed":)" + std::to_string(seed) + "}");
+            R"({"prompt":"a","stream":true,"seed":)" + std::to_string(seed) + "}");
         if (seed % 3 == 0) {
           if (i % 2 == 0) client.read_head();
           continue;  // leaves

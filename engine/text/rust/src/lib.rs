@@ -147,18 +147,6 @@ pub unsafe extern "C" fn mr_tokenizer_leading_spaces(tokenizer: *const TextToken
 /// # Safety
 /// See millrace_text.h.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mr_tokenizer_find(
-    tokenizer: *const TextTokenizer,
-    token: *const u8,
-    size: usize,
-) -> i32 {
-    let (tokenizer, token) = unsafe { (&*tokenizer, slice(token, size)) };
-    guarded(|| Ok(tokenizer.find(text(token, "token")?))).ok().flatten().unwrap_or(-1)
-}
-
-/// # Safety
-/// See millrace_text.h.
-#[unsafe(no_mangle)]
 pub unsafe extern "C" fn mr_tokenizer_piece(
     tokenizer: *const TextTokenizer,
     id: i32,

@@ -22,9 +22,6 @@ const MAX_OUTPUT: usize = 8 << 20;
 const MAX_RECURSION: usize = 200;
 const NAME: &str = "chat template";
 
-/// Names a message's reasoning comes under; templates read the first.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
-
 pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: BTreeMap<&'static str, Value>,
@@ -55,9 +52,8 @@ impl ChatTemplate {
         extra: &[u8],
         add_generation_prompt: bool,
     ) -> Result<Vec<u8>, String> {
-        let mut messages: Vec<Map<String, Json>> = serde_json::from_slice(messages)
+        let messages: Vec<Map<String, Json>> = serde_json::from_slice(messages)
             .map_err(|e| format!("messages is not an array of objects: {e}"))?;
-        messages.iter_mut().for_each(name_reasoning);
         let extra: Map<String, Json> = serde_json::from_slice(extra)
             .map_err(|e| format!("the template's variables are not an object: {e}"))?;
 
@@ -131,19 +127,6 @@ fn without_generation_tags(source: &str) -> Result<String, String> {
     let tag =
         Regex::new(r"\{%([-+]?\s*)(end)?generation(\s*[-+]?)%\}").map_err(|e| e.to_string())?;
     Ok(tag.replace_all(source, "{%${1}${2}with${3}%}").into_owned())
-}
-
-/// As transformers does: reasoning under any of its names is found under the two that templates
-/// read, `thinking` first among the keys.
-fn name_reasoning(message: &mut Map<String, Json>) {
-    let found =
-        REASONING.iter().filter_map(|name| message.get(*name)).find(|value| !value.is_null());
-    if let Some(reasoning) = found.cloned() {
-        let given = std::mem::take(message);
-        message.insert("thinking".to_owned(), reasoning.clone());
-        message.extend(given);
-        message.insert("reasoning_content".to_owned(), reasoning);
-    }
 }
 
 /// The message of `raise_exception`, kept apart so that a client is told just that.

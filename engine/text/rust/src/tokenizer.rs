@@ -54,10 +54,6 @@ impl TextTokenizer {
         self.leading_spaces
     }
 
-    pub fn find(&self, token: &str) -> Option<i32> {
-        self.tokenizer.token_to_id(token).map(|id| id as i32)
-    }
-
     pub fn piece(&self, id: i32) -> Option<&Piece> {
         self.pieces.get(usize::try_from(id).ok()?)?.as_ref()
     }
