@@ -15,11 +15,12 @@ case ${1:-} in
 esac
 exec </dev/null
 
-# The rooms without MPI, run under AddressSanitizer and UndefinedBehaviorSanitizer.
-pure_rooms="engine/base;engine/core;engine/protocol;engine/kernels;scheduler;parallel;engine/model;engine/coordinator;launch/api"
+# The rooms that need no mpirun, run under AddressSanitizer and UndefinedBehaviorSanitizer.
+pure_rooms="engine/base;engine/core;engine/protocol;engine/kernels;engine/text;scheduler;comm;parallel"
+pure_rooms+=";engine/model;engine/worker;engine/coordinator;launch/api"
 
 results=$build_dir/results
-rust_target=$build_dir/rust  # the build's own, so that dependencies are compiled once
+rust_target=$build_dir/cargo  # the build's own, so that dependencies are compiled once
 total_passed=0 total_failed=0 failures=()
 # add NAME PASSED FAILED
 add() {
@@ -106,7 +107,8 @@ run_ctest rooms "$build_dir"
 
 step "Pure rooms under AddressSanitizer and UndefinedBehaviorSanitizer"
 if (configure build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1" \
-  -DMILLRACE_SANITIZE=address,undefined "-DMILLRACE_ONLY=$pure_rooms" && build build-asan); then
+  -DMILLRACE_SANITIZE=address,undefined "-DMILLRACE_CARGO_TARGET_DIR=$rust_target" \
+  "-DMILLRACE_ONLY=$pure_rooms" && build build-asan); then
   run_ctest sanitized build-asan
 else
   add "sanitized build" 0 1

@@ -126,7 +126,7 @@ def test_unknown_model_type(start, tmp_path):
 
 def test_rank_count_against_degrees(start):
     result = generate(start, *PROMPT, mode=3, tp=2, pp=2, ranks=3)
-    assert_clear_error(result, LAYOUT, "3", "4")
+    assert_clear_error(result, LAYOUT, "3 ranks", "needs 4")
 
 
 def test_more_stages_than_layers(start):
