@@ -17,7 +17,7 @@ exec </dev/null
 
 # The rooms that need no mpirun, run under AddressSanitizer and UndefinedBehaviorSanitizer.
 pure_rooms="engine/base;engine/core;engine/protocol;engine/kernels;engine/text;scheduler;comm;parallel"
-pure_rooms+=";engine/model;engine/worker;engine/coordinator;launch/api"
+pure_rooms+=";engine/model;engine/coordinator;launch/api"
 
 results=$build_dir/results
 rust_target=$build_dir/cargo  # the build's own, so that dependencies are compiled once
