@@ -52,8 +52,8 @@ TEST(Limits, PlansOutsideTheLimitsAreRefused) {
   };
   StepPlan plan;
   EXPECT_TRUE(decode(plan_with(3, row(1)), &plan));
-  EXPECT_TRUE(decode(plan_with(3, row(2 << 14 | 1)), &plan));
-  EXPECT_FALSE(decode(plan_with(3, row(3 << 14 | 1)), &plan)) << "an unknown output";
+  EXPECT_TRUE(decode(plan_with(3, row(1 << 14 | 1)), &plan));
+  EXPECT_FALSE(decode(plan_with(3, row(2 << 14 | 1)), &plan)) << "an unknown output";
   EXPECT_FALSE(decode(plan_with(3, row(1 << 14)), &plan)) << "no tokens";
   EXPECT_FALSE(decode(plan_with(3, row(1), 2), &plan)) << "a section twice";
   EXPECT_FALSE(decode(plan_with(5, row(1)), &plan)) << "an unknown section";
