@@ -15,8 +15,8 @@ class DeviceComm {
   virtual ~DeviceComm() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  // x (f32, contiguous) = sum over ranks, added in rank order: the same bits on every rank and in
-  // every batch.
+  // x (contiguous; f32, on GPUs f16 or bf16 as well) = sum over ranks: the same bits on every rank,
+  // and on the CPU, where it is added in rank order, in every batch.
   virtual void all_reduce_sum(const TensorView& x) = 0;
   // out [T, sum of cols]: row t is the ranks' rows t side by side; `cols` has each rank's width.
   // mine: f32 [T, cols[rank]], contiguous; out contiguous.

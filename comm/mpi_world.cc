@@ -44,6 +44,7 @@ struct MpiWorld::Impl {
   int exceptions = std::uncaught_exceptions();
   int rank = 0;
   int size = 1;
+  int local_rank = 0;
   int local_size = 1;
 };
 
@@ -65,6 +66,7 @@ MpiWorld::MpiWorld() : impl_(std::make_unique<Impl>()) {
   check_mpi(MPI_Comm_split_type(
                 MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, impl_->rank, MPI_INFO_NULL, &host_comm),
       "MPI_Comm_split_type");
+  MPI_Comm_rank(host_comm, &impl_->local_rank);
   MPI_Comm_size(host_comm, &impl_->local_size);
   MPI_Comm_free(&host_comm);
 }
@@ -79,6 +81,7 @@ MpiWorld::~MpiWorld() {
 
 int MpiWorld::rank() const { return impl_->rank; }
 int MpiWorld::size() const { return impl_->size; }
+int MpiWorld::local_rank() const { return impl_->local_rank; }
 int MpiWorld::local_size() const { return impl_->local_size; }
 
 Bytes MpiWorld::broadcast(const Bytes& bytes, int root) const {

@@ -24,7 +24,8 @@ class MpiWorld {
 
   int rank() const;
   int size() const;
-  int local_size() const;  // ranks on this host
+  int local_rank() const;  // among the ranks on this host
+  int local_size() const;
 
   // Rank `root`'s bytes on every rank; collective.
   Bytes broadcast(const Bytes& bytes, int root) const;

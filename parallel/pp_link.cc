@@ -1,6 +1,5 @@
 #include "parallel/pp_link.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace millrace {
@@ -42,26 +41,13 @@ void PpLink::wait_lane(int lane) {
 }
 
 void PpLink::send_ids(int lane, std::span<const int32_t> ids) {
-  if (topology_.pp() == 1) {
-    local_ids_.emplace_back(ids.begin(), ids.end());
-    return;
-  }
   Lane& mine = lanes_[static_cast<size_t>(lane)];
   if (mine.ids_token >= 0) peers_->wait_send(std::exchange(mine.ids_token, -1));
-  mine.ids.assign(ids.begin(), ids.end());
-  mine.ids_token = peers_->send(
-      {reinterpret_cast<const uint8_t*>(mine.ids.data()), mine.ids.size() * sizeof(int32_t)},
+  mine.ids_token = peers_->send({reinterpret_cast<const uint8_t*>(ids.data()), ids.size_bytes()},
       topology_.rank_of_stage(0), Tag::kIds);
 }
 
 void PpLink::receive_ids(std::span<int32_t> ids) {
-  if (topology_.pp() == 1) {
-    CHECK(!local_ids_.empty() && local_ids_.front().size() == ids.size(),
-        "{} ids expected of a step that sent others", ids.size());
-    std::copy(local_ids_.front().begin(), local_ids_.front().end(), ids.begin());
-    local_ids_.pop_front();
-    return;
-  }
   const auto begin = Clock::now();
   peers_->receive({reinterpret_cast<uint8_t*>(ids.data()), ids.size_bytes()},
       topology_.rank_of_stage(topology_.pp() - 1), Tag::kIds);

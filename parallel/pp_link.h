@@ -6,7 +6,6 @@
 
 #include <chrono>
 #include <cstdint>
-#include <deque>
 #include <span>
 #include <vector>
 
@@ -21,15 +20,15 @@ class PpLink {
   // `peers` may be null when pp = 1.
   PpLink(const Topology& topology, PeerComm* peers);
 
-  // Stage s -> s + 1. hidden: f32 [T, H], contiguous, stays unchanged until send_hidden of the
+  // Stage s -> s + 1. hidden: act [T, H], contiguous, stays unchanged until send_hidden of the
   // same lane is called again (which first waits for the former one).
   void send_hidden(int lane, const TensorView& hidden);
   void receive_hidden(const TensorView& hidden);
   // Waits until what this lane sent before has left its buffers; call before writing into them.
   void wait_lane(int lane);
 
-  // Last stage -> first stage, in plan order, one id per row with output. With one stage the ids
-  // stay here in a queue.
+  // Last stage -> first stage, in plan order, one id per row with output, in device memory; sent
+  // ids stay unchanged until send_ids of the same lane is called again. Only with pp > 1.
   void send_ids(int lane, std::span<const int32_t> ids);
   void receive_ids(std::span<int32_t> ids);
 
@@ -40,12 +39,10 @@ class PpLink {
   Topology topology_;
   PeerComm* peers_;
   struct Lane {
-    std::vector<int32_t> ids;
     PeerComm::SendToken hidden_token = -1;
     PeerComm::SendToken ids_token = -1;
   };
   std::vector<Lane> lanes_;
-  std::deque<std::vector<int32_t>> local_ids_;  // pp = 1: sent, not yet received
   std::chrono::nanoseconds waited_{0};
 };
 

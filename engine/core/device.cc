@@ -4,10 +4,16 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <numbers>
 
+#include "engine/base/hash.h"
 #include "engine/base/status.h"
 
 namespace millrace {
@@ -17,9 +23,43 @@ namespace {
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kMapFrom = 1 << 20;
 
+class CpuEvent final : public DeviceEvent {
+ public:
+  void record() override { time_ = std::chrono::steady_clock::now(); }
+  bool done() override { return true; }
+  double ms_since(DeviceEvent& earlier) override {
+    const auto passed = time_ - static_cast<CpuEvent&>(earlier).time_;
+    return std::chrono::duration<double, std::milli>(passed).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point time_;
+};
+
+// Element i of a plain type, rounded to nearest even; what f16 cannot hold as a normal number
+// becomes zero or infinity.
+void store(const TensorView& to, int64_t i, float value) {
+  if (to.dtype == DType::kF32) {
+    to.as<float>()[i] = value;
+    return;
+  }
+  const auto bits = std::bit_cast<uint32_t>(value);
+  uint32_t half = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  if (to.dtype != DType::kBF16) {
+    CHECK(to.dtype == DType::kF16, "noise as {}", dtype_info(to.dtype).name);
+    // The exponent's bias is 127 in f32, 15 in f16.
+    const uint32_t magnitude = bits & 0x7fffffff;
+    const uint32_t rebiased = (magnitude - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
+    half = (bits >> 16 & 0x8000) | (magnitude < 113u << 23 ? 0 : std::min(rebiased, 0x7c00u));
+  }
+  to.as<uint16_t>()[i] = static_cast<uint16_t>(half);
+}
+
 class CpuDevice final : public Device {
  public:
   std::string name() const override { return "cpu"; }
+  DType activation_dtype() const override { return DType::kF32; }
+  DType weight_dtype(DType stored) const override { return stored; }
 
   Buffer allocate(int64_t bytes, const std::string& what) override {
     CHECK(bytes >= 0);
@@ -50,15 +90,44 @@ class CpuDevice final : public Device {
     return Buffer(std::shared_ptr<void>(memory, free_memory), bytes);
   }
 
-  void copy_to_device(const Buffer& to, int64_t offset, std::span<const uint8_t> from) override {
-    CHECK(offset >= 0 && offset + static_cast<int64_t>(from.size()) <= to.bytes());
-    std::memcpy(to.data() + offset, from.data(), from.size());
+  Buffer allocate_host(int64_t bytes, const std::string& what) override {
+    return allocate(bytes, what);
   }
 
-  void copy_to_host(std::span<uint8_t> to, const Buffer& from, int64_t offset) override {
-    CHECK(offset >= 0 && offset + static_cast<int64_t>(to.size()) <= from.bytes());
-    std::memcpy(to.data(), from.data() + offset, to.size());
+  void copy_to_device(void* to, std::span<const uint8_t> from) override {
+    std::copy(from.begin(), from.end(), static_cast<uint8_t*>(to));
   }
+  void copy_to_host(std::span<uint8_t> to, const void* from) override {
+    std::copy_n(static_cast<const uint8_t*>(from), to.size(), to.begin());
+  }
+  void enqueue_copy_in(void* to, std::span<const uint8_t> from) override {
+    copy_to_device(to, from);
+  }
+  void enqueue_copy_out(std::span<uint8_t> to, const void* from) override {
+    copy_to_host(to, from);
+  }
+  void enqueue_copy(void* to, const void* from, int64_t bytes) override {
+    copy_to_host({static_cast<uint8_t*>(to), static_cast<size_t>(bytes)}, from);
+  }
+
+  // The method of Box and Muller (1958) over a hash of the index.
+  void fill_normal(const TensorView& to, float deviation, uint64_t seed) override {
+    CHECK(to.contiguous());
+    for (int64_t i = 0; i < to.count(); ++i) {
+      const uint64_t bits = hash_combine(seed, static_cast<uint64_t>(i));
+      const double radius =
+          std::sqrt(-2 * std::log((static_cast<double>(bits >> 32) + 0.5) * 0x1p-32));
+      const double turn = static_cast<double>(bits & 0xffffffff) * 0x1p-32;
+      store(to, i, static_cast<float>(radius * std::cos(2 * std::numbers::pi * turn)) * deviation);
+    }
+  }
+
+  std::unique_ptr<DeviceEvent> make_event() override { return std::make_unique<CpuEvent>(); }
+  void synchronize() override {}
+  void capture(int64_t /*key*/, const std::function<void()>& /*body*/) override {}
+  bool replay(int64_t /*key*/) override { return false; }
+  bool asynchronous() const override { return false; }
+  double kv_share() const override { return 0.4; }
 
   // What the kernel thinks can be had without swapping, and the limit of our cgroup if lower.
   int64_t free_bytes() const override {

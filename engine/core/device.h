@@ -1,8 +1,9 @@
-// Where tensors live. The CPU is the one device of this room; a CUDA device implements the same
-// verbs. Used from the worker's compute thread.
+// Where tensors live: the CPU, or a GPU (cuda/). Used from the worker's compute thread unless said
+// otherwise.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -11,16 +12,51 @@
 
 namespace millrace {
 
+// A point in the device's work, for measuring and waiting.
+class DeviceEvent {
+ public:
+  virtual ~DeviceEvent() = default;
+  virtual void record() = 0;  // behind everything enqueued so far; compute thread
+  virtual bool done() = 0;    // any thread; throws Error when the device failed
+  virtual double ms_since(DeviceEvent& earlier) = 0;  // both done
+};
+
+// "Enqueue" means in the order of the compute stream, returning at once on a GPU; on the CPU it is
+// done when the call returns.
 class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;
+  // Of hidden states, the KV cache and biases.
+  virtual DType activation_dtype() const = 0;
+  // How a matrix that a file stores so is held here.
+  virtual DType weight_dtype(DType stored) const = 0;
   // Zeroed, 64-byte aligned. Throws Error(kOutOfMemory) naming `what` and the size.
   virtual Buffer allocate(int64_t bytes, const std::string& what) = 0;
-  virtual void copy_to_device(const Buffer& to, int64_t offset, std::span<const uint8_t> from) = 0;
-  virtual void copy_to_host(std::span<uint8_t> to, const Buffer& from, int64_t offset) = 0;
-  // Bytes that may still be taken without swapping or failing, as the system says now.
+  // Host memory that copies move to and from without a stop (page-locked on a GPU).
+  virtual Buffer allocate_host(int64_t bytes, const std::string& what) = 0;
+  // Complete on return; any thread.
+  virtual void copy_to_device(void* to, std::span<const uint8_t> from) = 0;
+  virtual void copy_to_host(std::span<uint8_t> to, const void* from) = 0;
+  // The host side is from allocate_host.
+  virtual void enqueue_copy_in(void* to, std::span<const uint8_t> from) = 0;
+  virtual void enqueue_copy_out(std::span<uint8_t> to, const void* from) = 0;
+  virtual void enqueue_copy(void* to, const void* from, int64_t bytes) = 0;
+  // Normal noise of this standard deviation, a function of seed and index alone.
+  virtual void fill_normal(const TensorView& to, float deviation, uint64_t seed) = 0;
+  virtual std::unique_ptr<DeviceEvent> make_event() = 0;
+  // Waits until everything enqueued is done.
+  virtual void synchronize() = 0;
+  // Records what `body` enqueues as graph `key`, without running it; does nothing on the CPU.
+  virtual void capture(int64_t key, const std::function<void()>& body) = 0;
+  // Enqueues graph `key`; false when there is none.
+  virtual bool replay(int64_t key) = 0;
+  // True when verbs return before their work is done.
+  virtual bool asynchronous() const = 0;
+  // Bytes that may still be taken without swapping or failing, as the system says now, and which
+  // share of them the KV cache may have when nothing is said.
   virtual int64_t free_bytes() const = 0;
+  virtual double kv_share() const = 0;
 
   Tensor tensor(DType dtype, std::initializer_list<int64_t> shape, const std::string& what) {
     TensorView view(nullptr, dtype, shape);

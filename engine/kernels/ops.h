@@ -1,8 +1,10 @@
-// The closed list of verbs a model is made of. Outputs are given by the caller; all tensors lie on
-// the backend's device. Called from the worker's compute thread only.
+// The closed list of verbs a model is made of. Outputs are given by the caller; every tensor and
+// every array behind a span or pointer lies on the backend's device, only sizes are the host's.
+// Called from the worker's compute thread only; a GPU's verbs return when the work is enqueued.
 //
-// Shapes: T tokens of the step, S sequences (rows of the plan), H hidden size, V vocabulary,
-// Hq / Hkv query / KV heads of this rank, D head size. Activations are fp32 on the CPU.
+// Shapes: T tokens of the step, S sequences (rows of the plan), R rows that give logits, H hidden
+// size, V vocabulary, Hq / Hkv query / KV heads of this rank, D head size. "act" is the device's
+// activation dtype: f32 on the CPU; f32, f16 or bf16 on a GPU. Sums are fp32 everywhere.
 //
 // Batch invariance (CPU): each verb computes a token's row with the same operations in the same
 // order whatever T and S are, so a request's numbers do not depend on its company.
@@ -11,7 +13,6 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <vector>
 
 #include "engine/base/thread_pool.h"
 #include "engine/core/tensor.h"
@@ -27,11 +28,15 @@ struct BatchView {
   std::span<const int32_t> positions;  // [T] position of each token in its sequence
   std::span<const uint32_t* const>
       block_tables;  // [S] each with ceil((last position+1)/block_size) ids
+  // Hints for kernels that must know on the host how work is cut: the first num_single sequences
+  // have one token each (decode), and no sequence has more than max_count.
+  int32_t num_single = 0;
+  int32_t max_count = 0;
   int32_t num_sequences() const { return static_cast<int32_t>(cu_tokens.size()) - 1; }
 };
 
-// One layer's cache on this rank: k and v are [num_blocks, Hkv, block_size, D], so that a head's
-// rows of one block are contiguous.
+// One layer's cache on this rank: k and v are act [num_blocks, Hkv, block_size, D], so that a
+// head's rows of one block are contiguous.
 struct KvCacheView {
   TensorView k;
   TensorView v;
@@ -48,62 +53,111 @@ struct AttentionShape {
   int32_t head_dim = 0;      // D
   float scale = 0;           // of q·k, usually 1/sqrt(D)
   int32_t window = 0;        // keys seen back from a token, itself included; 0: all
+  bool operator==(const AttentionShape&) const = default;
 };
 
 // How one row of logits becomes a token.
 struct SampleRow {
   const SamplingParams* params = nullptr;
   uint64_t position = 0;  // of the token being drawn, for the noise
-  // For penalties only; empty without them. Ids may repeat.
-  std::span<const int32_t> prompt_ids;
-  std::span<const int32_t> output_ids;
+  // The sequence so far, for penalties: num_prompt ids of the prompt, then what was sampled.
+  const int32_t* ids = nullptr;
+  int32_t num_prompt = 0;
+  int32_t num_ids = 0;
 };
 
-struct SampleResult {
-  bool finite = true;  // false: the row holds NaN or infinity, `token` is meaningless
-  SampledToken token;
+struct SampledRow {
+  int32_t token = 0;
+  float logprob = 0;    // of the model's own distribution, where logprobs were asked for
+  int32_t finite = 1;   // 0: the row held NaN or infinity, the rest means nothing
+  int32_t num_top = 0;  // entries of `top`, best first
+  TokenLogprob top[kMaxLogprobs];
+};
+
+// What a rank keeps of each slot on its device, one row per slot: begin_step writes it.
+struct SlotState {
+  TensorView ids;           // i32 [slots, max_position + 1]: known token ids by position
+  TensorView block_tables;  // i32 [slots, most blocks of a sequence]
+  int32_t* num_prompt = nullptr;
+  SamplingParams* sampling = nullptr;
+};
+
+// A step as the host writes it and one copy uploads it: a header, then sections of 32-bit words at
+// the offsets (in words from the header's begin) that the header names. Row s with slot -1 pads a
+// batch to a captured size: it reads ids 0 and writes the cache's last block.
+struct StepHeader {
+  int32_t num_sequences, num_tokens, num_outputs, num_arrivals, num_new_blocks, num_admissions;
+  int32_t slots;       // [S]
+  int32_t first;       // [S] position of the row's first token
+  int32_t cu_tokens;   // [S + 1]
+  int32_t outputs;     // [R] rows (indices s) whose last token gives logits, ascending
+  int32_t arrivals;    // [num_arrivals, 3] slot, position, index of the id in `arrived`
+  int32_t new_blocks;  // [num_new_blocks, 3] slot, index in its table, block
+  int32_t admissions;  // AdmittedSlot[num_admissions], 8-byte aligned
+  int32_t ids;         // of all admissions, one after another
+};
+struct AdmittedSlot {
+  int32_t slot, num_prompt;
+  int32_t first_id, num_ids;  // in the section `ids`
+  SamplingParams sampling;
+};
+
+// What begin_step makes of it, in memory of the caller sized for the largest step.
+struct StepArrays {
+  int32_t* ids = nullptr;                   // [T]
+  int32_t* positions = nullptr;             // [T]
+  const uint32_t** block_tables = nullptr;  // [S]
+  int32_t* output_tokens = nullptr;         // [R] token rows that give logits
+  SampleRow* sample_rows = nullptr;         // [R]
+  const uint32_t* padding_block = nullptr;  // the block table of padding rows
 };
 
 class Ops {
  public:
   virtual ~Ops() = default;
 
+  // Takes admissions, new blocks and arrived ids into `slots` (in this order), then fills `arrays`
+  // for the rows. `batch` has the step's sizes; only they are the host's, so that a captured step
+  // is replayed with other contents. arrived: ids sampled by former steps, i32.
+  virtual void begin_step(const StepHeader* step, const int32_t* arrived, const SlotState& slots,
+      const StepArrays& arrays, const BatchView& batch, const AttentionShape& shape) = 0;
+
   // out[t] = table[ids[t] - first_id], or zeros when the id lies outside this shard's rows.
-  // table: [rows, H] any dtype; out: f32 [T, H].
+  // table: [rows, H] any dtype; out: act [T, H].
   virtual void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table,
       const TensorView& out) = 0;
-  // out = x / rms(x) * weight. x, out: f32 [T, H]; weight: f32 [H]. In place allowed.
+  // out = x / rms(x) * weight. x, out: act [T, H]; weight: f32 [H]. In place allowed.
   virtual void rms_norm(
       const TensorView& x, const TensorView& weight, float eps, const TensorView& out) = 0;
   // residual += x, then out = rms_norm(residual).
   virtual void add_rms_norm(const TensorView& x, const TensorView& residual,
       const TensorView& weight, float eps, const TensorView& out) = 0;
-  // out = x · wᵀ (+ bias). x: f32 [T, K]; w: [N, K] any dtype, rows as stored; bias: f32 [N] or an
-  // empty view; out: f32 [T, N], its rows may be strided.
+  // out = x · wᵀ (+ bias). x: act [T, K]; w: [N, K] of a dtype that Device::weight_dtype gives;
+  // bias: act [N] or an empty view; out: act or f32 [T, N], its rows may be strided.
   virtual void linear(
       const TensorView& x, const TensorView& w, const TensorView& bias, const TensorView& out) = 0;
   // Rotates q in place and k, then writes k and v to the cache at each token's position.
-  // q: f32 [T, Hq*D]; k, v: f32 [T, Hkv*D] (rows may be strided); cache: f32.
+  // q: act [T, Hq*D]; k, v: act [T, Hkv*D] (rows may be strided).
   virtual void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,
       const RopeTable& rope, const AttentionShape& shape, const BatchView& batch,
       const KvCacheView& cache) = 0;
   // Causal attention of every token over its sequence's cache, positions 0..its own.
-  // q: f32 [T, Hq*D] (rows may be strided); out: f32 [T, Hq*D].
+  // q: act [T, Hq*D] (rows may be strided); out: act [T, Hq*D].
   virtual void attention(const TensorView& q, const KvCacheView& cache, const AttentionShape& shape,
       const BatchView& batch, const TensorView& out) = 0;
-  // out = silu(gate) * up. gate, up: f32 [T, I] (rows may be strided); out: f32 [T, I].
+  // out = silu(gate) * up. gate, up: act [T, I] (rows may be strided); out: act [T, I].
   virtual void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out) = 0;
-  // x += y, both f32 [T, H].
+  // x += y, both act [T, H].
   virtual void add(const TensorView& x, const TensorView& y) = 0;
   // out[i] = x[rows[i]]: the hidden rows that need logits.
   virtual void gather_rows(
       const TensorView& x, std::span<const int32_t> rows, const TensorView& out) = 0;
-  // Draws one token per row. logits: f32 [R, V], overwritten. Penalties, then logprobs of the
-  // unmodified distribution (as vLLM's raw logprobs), then temperature, top-k, top-p, min-p; the
-  // draw is argmax(logit/temperature + Gumbel noise(Philox(seed, position, token id))).
-  // Greedy ties go to the lowest id.
+  // Draws one token per row into results[i] and ids[i]. logits: f32 [R, V], overwritten. Logprobs
+  // of the unmodified distribution (as vLLM's raw logprobs), then penalties, temperature, top-k,
+  // top-p, min-p; the draw is argmax(logit/temperature + Gumbel noise(Philox(seed, position, token
+  // id))). Greedy ties go to the lowest id.
   virtual void sample(const TensorView& logits, std::span<const SampleRow> rows,
-      std::span<SampleResult> results) = 0;
+      SampledRow* results, int32_t* ids) = 0;
 };
 
 // `pool` outlives the result. Picks AVX-512, AVX2 or scalar kernels by what the CPU has;

@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 
 class FileCheckpoint : public Checkpoint {
  public:
-  FileCheckpoint(StoredModel model, const std::string& name)
+  FileCheckpoint(StoredModel model, const std::string& name, bool dummy)
       : files_(std::move(model.files)), tensors_(std::move(model.tensors)) {
     config_ = std::move(model.config);
     tokenizer_json_ = std::move(model.tokenizer_json);
@@ -28,6 +28,7 @@ class FileCheckpoint : public Checkpoint {
     bos_token_ = std::move(model.bos_token);
     eos_token_ = std::move(model.eos_token);
     name_ = name;
+    is_dummy_ = dummy;
   }
 
   const TensorInfo* find(const std::string& tensor) const override {
@@ -143,7 +144,7 @@ bool readable_as_stored(const TensorInfo& info, Range cols) {
   return cols.begin % block == 0 && cols.size % block == 0;
 }
 
-std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path) {
+std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path, bool dummy) {
   std::error_code code;
   const fs::file_status status = fs::status(path, code);
   if (!fs::exists(status)) {
@@ -154,7 +155,13 @@ std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path) {
   }
   StoredModel model;
   if (fs::is_directory(status)) {
-    model = read_folder(path);
+    model = read_folder(path, !dummy);
+    for (auto& expected : expected_tensors(model.config)) {
+      if (dummy) model.tensors[expected.name] = {{DType::kBF16, expected.shape}, "BF16", true};
+    }
+  } else if (dummy) {
+    throw Error(ExitCode::kUsage,
+        fmt::format("--load-format dummy needs a folder with a config.json, not '{}'", path));
   } else if (begins_as_gguf(path)) {
     model = read_gguf_model(path);
   } else {
@@ -166,7 +173,7 @@ std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path) {
                                         ".gguf file"));
   }
   check_tensors(model, path);
-  return std::make_shared<FileCheckpoint>(std::move(model), model_name(path));
+  return std::make_shared<FileCheckpoint>(std::move(model), model_name(path), dummy);
 }
 
 }  // namespace millrace

@@ -32,6 +32,8 @@ class Checkpoint {
   const std::string& eos_token() const { return eos_token_; }
   // Last part of the path without .gguf: the default served model name.
   const std::string& name() const { return name_; }
+  // True when no file holds the tensors: they are to be made up.
+  bool is_dummy() const { return is_dummy_; }
 
   // Null when there is no such tensor. Names are Hugging Face's:
   // "model.layers.3.self_attn.q_proj.weight".
@@ -48,6 +50,7 @@ class Checkpoint {
   std::string bos_token_;
   std::string eos_token_;
   std::string name_;
+  bool is_dummy_ = false;
 };
 
 // False when `cols` begins or ends inside a quantized block: the caller widens whole rows to f32.
@@ -55,7 +58,8 @@ bool readable_as_stored(const TensorInfo& info, Range cols);
 
 // Opens a folder or a .gguf file. Throws Error(kModel) in one plain sentence: what is missing,
 // torn, unknown or contradictory, and the remedy. The tensor set and shapes are checked against
-// the config before anything is read.
-std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path);
+// the config before anything is read. `dummy`: a folder's config.json is enough; its tensors count
+// as BF16 and read() is not to be called.
+std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path, bool dummy = false);
 
 }  // namespace millrace

@@ -14,12 +14,22 @@ constexpr int64_t kColumnMultiple = 32;
 
 }  // namespace
 
+AttentionShape shard_attention(const ModelConfig& config, int tp, int tp_rank) {
+  const HeadShard shard = shard_heads(config.num_heads, config.num_kv_heads, tp, tp_rank);
+  return {.num_heads = static_cast<int32_t>(shard.heads.size),
+      .num_kv_heads = static_cast<int32_t>(shard.kv_heads.size),
+      .head_dim = config.head_dim,
+      .scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim)),
+      .window = 0};
+}
+
 Decoder::Decoder(const Checkpoint& checkpoint, const Stage& stage, const DecoderLimits& limits,
     Ops& ops, TpOps& tp, Device& device, const std::function<void()>& on_tensor)
     : config_(checkpoint.config()), limits_(limits), ops_(ops), tp_(tp) {
   WeightLoader loader(checkpoint, device, on_tensor);
   load_layers(loader, stage);
   load_vocabulary(loader, stage);
+  loader.load();
   weight_bytes_ = loader.bytes();
 
   rope_.interleaved = config_.rope.interleaved;
@@ -27,7 +37,7 @@ Decoder::Decoder(const Checkpoint& checkpoint, const Stage& stage, const Decoder
   std::vector<float> table(static_cast<size_t>(rope_.cos_sin.view.count()));
   fill_rope_table(config_, limits.max_position, table.data());
   device.copy_to_device(
-      rope_.cos_sin.buffer, 0, {reinterpret_cast<const uint8_t*>(table.data()), table.size() * 4});
+      rope_.cos_sin.view.data, {reinterpret_cast<const uint8_t*>(table.data()), table.size() * 4});
   allocate_workspace(stage, device);
 }
 
@@ -36,11 +46,7 @@ void Decoder::load_layers(WeightLoader& loader, const Stage& stage) {
   const int64_t d = config_.head_dim;
   const HeadShard shard =
       shard_heads(config_.num_heads, config_.num_kv_heads, tp_.size(), tp_.rank());
-  attention_shape_ = {.num_heads = static_cast<int32_t>(shard.heads.size),
-      .num_kv_heads = static_cast<int32_t>(shard.kv_heads.size),
-      .head_dim = config_.head_dim,
-      .scale = 1.0f / std::sqrt(static_cast<float>(d)),
-      .window = 0};
+  attention_shape_ = shard_attention(config_, tp_.size(), tp_.rank());
   const Range columns =
       shard_columns(config_.intermediate_size, kColumnMultiple, tp_.size(), tp_.rank());
   intermediate_ = columns.size;
@@ -100,8 +106,13 @@ void Decoder::allocate_workspace(const Stage& stage, Device& device) {
   const int64_t d = config_.head_dim;
   const int64_t q = attention_shape_.num_heads * d;
   const int64_t kv = attention_shape_.num_kv_heads * d;
+  const auto make_of = [&](DType dtype, std::initializer_list<int64_t> shape) {
+    Tensor made = device.tensor(dtype, shape, "the workspace of a step");
+    workspace_bytes_ += made.buffer.bytes();
+    return made;
+  };
   const auto make = [&](std::initializer_list<int64_t> shape) {
-    return device.tensor(DType::kF32, shape, "the workspace of a step");
+    return make_of(device.activation_dtype(), shape);
   };
   work_.normed = make({tokens, hidden});
   work_.qkv = make({tokens, q + 2 * kv});
@@ -111,8 +122,11 @@ void Decoder::allocate_workspace(const Stage& stage, Device& device) {
   work_.projected = make({tokens, hidden});
   if (stage.has_head) {
     work_.head_rows = make({limits_.max_rows, hidden});
-    work_.shard_logits = make({limits_.max_rows * vocab_shards_[static_cast<size_t>(tp_.rank())]});
-    work_.logits = make({int64_t{limits_.max_rows} * config_.vocab_size});
+    work_.shard_logits =
+        make_of(DType::kF32, {limits_.max_rows * vocab_shards_[static_cast<size_t>(tp_.rank())]});
+    if (tp_.size() > 1) {
+      work_.logits = make_of(DType::kF32, {int64_t{limits_.max_rows} * config_.vocab_size});
+    }
   }
 }
 
@@ -171,7 +185,7 @@ void Decoder::feed_forward(
   tp_.reduce(projected);
 }
 
-TensorView Decoder::logits(const TensorView& hidden, std::span<const int32_t> rows) {
+void Decoder::compute_logits(const TensorView& hidden, std::span<const int32_t> rows) {
   const auto count = static_cast<int64_t>(rows.size());
   CHECK(count <= limits_.max_rows, "{} rows of logits, room for {}", count, limits_.max_rows);
   const TensorView picked = work_.head_rows.view.slice_rows(0, count);
@@ -180,10 +194,12 @@ TensorView Decoder::logits(const TensorView& hidden, std::span<const int32_t> ro
   const TensorView mine(work_.shard_logits.view.data, DType::kF32,
       {count, vocab_shards_[static_cast<size_t>(tp_.rank())]});
   ops_.linear(picked, head_.view, TensorView(), mine);
-  if (tp_.size() == 1) return mine;
-  const TensorView all(work_.logits.view.data, DType::kF32, {count, config_.vocab_size});
-  tp_.gather_logits(mine, vocab_shards_, all);
-  return all;
+  if (tp_.size() > 1) tp_.gather_logits(mine, vocab_shards_, logits(count));
+}
+
+TensorView Decoder::logits(int64_t count) const {
+  const Tensor& all = tp_.size() > 1 ? work_.logits : work_.shard_logits;
+  return {all.view.data, DType::kF32, {count, config_.vocab_size}};
 }
 
 }  // namespace millrace

@@ -24,27 +24,33 @@ struct DecoderLimits {
   int32_t max_position = 0;  // longest sequence
 };
 
+// The heads of one tensor-parallel rank.
+AttentionShape shard_attention(const ModelConfig& config, int tp, int tp_rank);
+
 class Decoder {
  public:
   // Loads this rank's slices. `ops`, `tp` and `device` outlive it. Throws Error. `on_tensor` is
-  // called after each tensor.
+  // called after each tensor, from the loader's threads.
   Decoder(const Checkpoint& checkpoint, const Stage& stage, const DecoderLimits& limits, Ops& ops,
       TpOps& tp, Device& device, const std::function<void()>& on_tensor);
 
-  // hidden: f32 [T, H], written. Only where the stage has the embedding.
+  // hidden: act [T, H], written. Only where the stage has the embedding.
   void embed(std::span<const int32_t> ids, const TensorView& hidden);
-  // hidden: f32 [T, H], in place through this stage's layers. caches: one per layer of the stage.
+  // hidden: act [T, H], in place through this stage's layers. caches: one per layer of the stage.
   // `progress` ticks once per layer.
   void forward(const TensorView& hidden, const BatchView& batch,
       std::span<const KvCacheView> caches, std::atomic<uint64_t>& progress);
-  // Logits of the given rows of hidden: f32 [rows.size(), V], the same on every tensor-parallel
-  // rank, in memory that the next call reuses. Only where the stage has the head.
-  TensorView logits(const TensorView& hidden, std::span<const int32_t> rows);
+  // Logits of the given rows (on the device) of hidden. Only where the stage has the head.
+  void compute_logits(const TensorView& hidden, std::span<const int32_t> rows);
+  // The first `count` rows of what the last call computed: f32 [count, V], the same on every
+  // tensor-parallel rank.
+  TensorView logits(int64_t count) const;
 
   const AttentionShape& attention_shape() const { return attention_shape_; }
   int32_t num_layers() const { return static_cast<int32_t>(layers_.size()); }
   int64_t hidden_size() const { return config_.hidden_size; }
   int64_t weight_bytes() const { return weight_bytes_; }
+  int64_t workspace_bytes() const { return workspace_bytes_; }
 
  private:
   struct Layer {
@@ -57,13 +63,13 @@ class Decoder {
   };
   // Of one step, T rows each; allocated once for limits.max_tokens.
   struct Workspace {
-    Tensor normed;        // f32 [T, H]
-    Tensor qkv;           // f32 [T, (Hq + 2 Hkv) * D]
-    Tensor attention;     // f32 [T, Hq * D]
-    Tensor gate_up;       // f32 [T, 2 I]
-    Tensor activation;    // f32 [T, I]
-    Tensor projected;     // f32 [T, H]: what a row-parallel linear gave
-    Tensor head_rows;     // f32 [R, H]
+    Tensor normed;        // act [T, H]
+    Tensor qkv;           // act [T, (Hq + 2 Hkv) * D]
+    Tensor attention;     // act [T, Hq * D]
+    Tensor gate_up;       // act [T, 2 I]
+    Tensor activation;    // act [T, I]
+    Tensor projected;     // act [T, H]: what a row-parallel linear gave
+    Tensor head_rows;     // act [R, H]
     Tensor shard_logits;  // f32 [R * V / tp]
     Tensor logits;        // f32 [R * V]
   };
@@ -90,6 +96,7 @@ class Decoder {
   RopeTable rope_;
   Workspace work_;
   int64_t weight_bytes_ = 0;
+  int64_t workspace_bytes_ = 0;
 };
 
 }  // namespace millrace

@@ -155,6 +155,16 @@ void read_shards(const Folder& folder, StoredModel& model) {
   check_total_size(index, model);
 }
 
+void find_weights(const Folder& folder, StoredModel& model) {
+  if (folder.has(kSingle)) {
+    add_file(folder, std::string(kSingle), model);
+  } else if (folder.has(kIndex)) {
+    read_shards(folder, model);
+  } else {
+    no_weights(folder);
+  }
+}
+
 // A token is given as its text or as an object with "content".
 std::string token_text(const JsonFields& fields, std::string_view name) {
   const json::value* token = fields.find(name);
@@ -194,7 +204,7 @@ void read_text_files(const Folder& folder, StoredModel& model) {
 
 }  // namespace
 
-StoredModel read_folder(const std::string& path) {
+StoredModel read_folder(const std::string& path, bool with_weights) {
   const Folder folder(path);
   if (!folder.has("config.json")) {
     throw Error(ExitCode::kModel, fmt::format("'{}' has no config.json: it is not a model folder; "
@@ -205,13 +215,7 @@ StoredModel read_folder(const std::string& path) {
   StoredModel model;
   model.config = parse_hf_config(folder.text("config.json", kMaxConfig),
       folder.text("generation_config.json", kMaxConfig), path);
-  if (folder.has(kSingle)) {
-    add_file(folder, std::string(kSingle), model);
-  } else if (folder.has(kIndex)) {
-    read_shards(folder, model);
-  } else {
-    no_weights(folder);
-  }
+  if (with_weights) find_weights(folder, model);
   read_text_files(folder, model);
   return model;
 }

@@ -36,7 +36,7 @@ int64_t checked_count(const std::vector<int64_t>& shape);
 
 // A folder in Hugging Face's layout (folder.cc) and a GGUF file (gguf_model.cc). Throw
 // Error(kModel). The tensors are not yet held against the config: open_checkpoint does that.
-StoredModel read_folder(const std::string& path);
+StoredModel read_folder(const std::string& path, bool with_weights = true);
 StoredModel read_gguf_model(const std::string& path);
 
 }  // namespace millrace

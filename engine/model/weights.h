@@ -1,4 +1,5 @@
-// Loading a rank's slices of a checkpoint onto its device. Used while loading, on one thread.
+// Loading a rank's slices of a checkpoint onto its device: what is asked for is allocated at once,
+// read in load(). Used while loading, on one thread.
 #pragma once
 
 #include <functional>
@@ -27,39 +28,50 @@ class Linear {
  public:
   // x: [T, in]; out: [T, n], n the outputs of all matrices.
   void forward(Ops& ops, const TensorView& x, const TensorView& out) const;
+  struct Part {
+    Tensor weight;       // [n, in]
+    Tensor bias;         // act [n], or empty
+    int64_t column = 0;  // where its outputs begin
+  };
 
  private:
   friend class WeightLoader;
-  struct Part {
-    Tensor weight;       // [n, in]
-    Tensor bias;         // f32 [n], or empty
-    int64_t column = 0;  // where its outputs begin
-  };
   std::vector<Part> parts_;
   int64_t out_features_ = 0;
 };
 
 class WeightLoader {
  public:
-  // All outlive the loader. `on_tensor` is called after each tensor (progress).
+  // All outlive the loader. `on_tensor` is called after each tensor (progress), from any thread.
   WeightLoader(const Checkpoint& checkpoint, Device& device, std::function<void()> on_tensor);
 
-  // A vector (norm weight, bias) as f32 [n].
+  // A vector (norm weight) as f32 [n].
   Tensor vector(const std::string& name, Range range);
-  // A matrix as stored; widened to f32, with a log line, where `cols` splits a quantized block.
+  // A matrix in the dtype that the device holds it in; on the CPU, where that is the stored one, it
+  // is widened to f32, with a log line, where `cols` splits a quantized block.
   Tensor matrix(const std::string& name, Range rows, Range cols);
   Linear linear(std::span<const LinearSlice> slices);
+  // Reads everything asked for, on several threads. Throws Error.
+  void load();
 
   int64_t bytes() const { return bytes_; }
 
  private:
-  DType slice_dtype(const LinearSlice& slice) const;
-  void read_slice(
-      const std::string& name, Range rows, Range cols, DType dtype, const TensorView& to);
+  struct Slice {
+    std::string name;
+    const TensorInfo* info;
+    Range rows, cols;
+    TensorView to;
+  };
+  DType held_dtype(const std::string& name, Range cols) const;
+  void add(const std::string& name, Range rows, Range cols, const TensorView& to);
+  void read(const Slice& slice) const;
+  void make_up(const Slice& slice) const;
 
   const Checkpoint& checkpoint_;
   Device& device_;
   std::function<void()> on_tensor_;
+  std::vector<Slice> slices_;
   int64_t bytes_ = 0;
 };
 

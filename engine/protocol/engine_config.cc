@@ -26,6 +26,10 @@ void put(ByteWriter& out, const EngineConfig& config) {
   out.put(config.max_model_len);
   out.put(config.threads);
   out.put(config.timeout_s);
+  out.put(config.device);
+  out.put(config.dtype);
+  out.put(config.dummy_weights);
+  out.put(config.tune);
 }
 
 EngineConfig get_engine_config(ByteReader& in) {
@@ -41,6 +45,10 @@ EngineConfig get_engine_config(ByteReader& in) {
   config.max_model_len = in.get<int32_t>();
   config.threads = in.get<int32_t>();
   config.timeout_s = in.get<int32_t>();
+  config.device = in.get<DeviceKind>();
+  config.dtype = in.get<ActivationType>();
+  config.dummy_weights = in.get<uint8_t>() != 0;
+  config.tune = in.get<uint8_t>() != 0;
   return config;
 }
 
@@ -55,7 +63,8 @@ bool within_limits(const EngineConfig& config) {
                          config.max_num_batched_tokens >= 1 &&
                          config.max_num_batched_tokens <= kMaxRowTokens;
   return config.model_path.size() <= kMaxPathBytes && degrees_fit && blocks_fit && steps_fit &&
-         config.max_model_len >= 0 && config.threads >= 0 && config.timeout_s >= 1;
+         config.max_model_len >= 0 && config.threads >= 0 && config.timeout_s >= 1 &&
+         config.device <= DeviceKind::kCuda && config.dtype <= ActivationType::kBFloat16;
 }
 
 }  // namespace millrace

@@ -9,6 +9,10 @@
 
 namespace millrace {
 
+enum class DeviceKind : uint8_t { kAuto, kCpu, kCuda };
+// How activations are held on a GPU; the CPU computes in fp32.
+enum class ActivationType : uint8_t { kAuto, kFloat32, kFloat16, kBFloat16 };
+
 struct EngineConfig {
   std::string model_path;  // a folder or a .gguf file, the same path on every host
   int32_t tp = 1;
@@ -21,6 +25,10 @@ struct EngineConfig {
   int32_t max_model_len = 0;              // prompt + output; 0: the model's own
   int32_t threads = 0;                    // compute threads per rank; 0: cores / ranks on the host
   int32_t timeout_s = 60;                 // of every wait between ranks
+  DeviceKind device = DeviceKind::kAuto;
+  ActivationType dtype = ActivationType::kAuto;
+  bool dummy_weights = false;  // random weights of the config's shapes, no file is read
+  bool tune = false;           // measure GEMM algorithms that the cache does not know
 };
 
 void put(ByteWriter& out, const EngineConfig& config);

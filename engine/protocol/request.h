@@ -25,7 +25,7 @@ struct SamplingParams {
   uint64_t seed = 0;          // of this request's noise, Philox(seed, position, token id)
   int32_t num_logprobs = -1;  // -1: none; 0 to kMaxLogprobs: the sampled token's and the n highest
 
-  bool has_penalties() const {
+  constexpr bool has_penalties() const {
     return repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f;
   }
   bool operator==(const SamplingParams&) const = default;

@@ -2,16 +2,30 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstring>
+#include <thread>
+
 #include "engine/base/status.h"
+#include "engine/worker/step_writer.h"
 
 namespace millrace {
 
-using Clock = std::chrono::steady_clock;
-
 namespace {
 
-uint32_t to_us(std::chrono::nanoseconds time) {
-  return static_cast<uint32_t>(std::chrono::duration_cast<std::chrono::microseconds>(time).count());
+uint32_t to_us(double ms) { return static_cast<uint32_t>(std::max(0.0, ms * 1e3)); }
+
+// Decode batches that are captured: close together where a padded row costs most.
+std::vector<int32_t> sizes_to_capture(int32_t max_rows) {
+  std::vector<int32_t> sizes;
+  for (int32_t size = 1; size < max_rows; size += size < 4     ? size
+                                                  : size < 8   ? 4
+                                                  : size < 256 ? 8
+                                                               : 32) {
+    sizes.push_back(size);
+  }
+  sizes.push_back(max_rows);
+  return sizes;
 }
 
 }  // namespace
@@ -20,59 +34,136 @@ Executor::Executor(const Topology& topology, const EngineConfig& config, int32_t
     uint32_t num_blocks, Decoder& decoder, Ops& ops, TpOps& tp, PpLink& pp, Device& device)
     : topology_(topology),
       max_position_(max_position),
+      max_rows_(config.max_num_seqs),
+      max_tokens_(config.max_num_batched_tokens),
       decoder_(decoder),
       ops_(ops),
       tp_(tp),
       pp_(pp),
+      device_(device),
       table_(config.max_num_seqs, config.block_size, num_blocks),
-      tokens_(config.max_num_seqs),
-      cache_(
-          device, decoder.num_layers(), decoder.attention_shape(), config.block_size, num_blocks) {
-  for (int lane = 0; lane < topology.num_lanes(); ++lane) {
-    lane_hidden_.push_back(device.tensor(DType::kF32,
-        {config.max_num_batched_tokens, decoder.hidden_size()}, "the hidden states of a lane"));
+      cache_(device, decoder.num_layers(), decoder.attention_shape(), config.block_size,
+          num_blocks + 1),  // the last one takes what padding rows write
+      generations_(static_cast<size_t>(max_rows_)),
+      flights_(static_cast<size_t>(topology.num_lanes()) + 1) {
+  allocate(config, num_blocks);
+}
+
+void Executor::allocate(const EngineConfig& config, uint32_t num_blocks) {
+  const auto rows = int64_t{max_rows_};
+  const auto tokens = int64_t{max_tokens_};
+  const auto make = [&](int64_t bytes) {
+    buffers_.push_back(device_.allocate(bytes, "the state of a step"));
+    return buffers_.back().data();
+  };
+  const int64_t blocks = (int64_t{max_position_} + config.block_size - 1) / config.block_size;
+  slots_.ids =
+      TensorView(make(rows * (max_position_ + 1) * 4), DType::kI32, {rows, max_position_ + 1});
+  slots_.block_tables = TensorView(make(rows * blocks * 4), DType::kI32, {rows, blocks});
+  slots_.num_prompt = reinterpret_cast<int32_t*>(make(rows * 4));
+  slots_.sampling = reinterpret_cast<SamplingParams*>(make(rows * int64_t{sizeof(SamplingParams)}));
+  arrays_.ids = reinterpret_cast<int32_t*>(make(tokens * 4));
+  arrays_.positions = reinterpret_cast<int32_t*>(make(tokens * 4));
+  arrays_.block_tables = reinterpret_cast<const uint32_t**>(make(rows * 8));
+  arrays_.output_tokens = reinterpret_cast<int32_t*>(make(rows * 4));
+  arrays_.sample_rows = reinterpret_cast<SampleRow*>(make(rows * int64_t{sizeof(SampleRow)}));
+  uint8_t* padding = make(blocks * 4);
+  const std::vector<uint32_t> last_block(static_cast<size_t>(blocks), num_blocks);
+  device_.copy_to_device(padding,
+      {reinterpret_cast<const uint8_t*>(last_block.data()), static_cast<size_t>(blocks) * 4});
+  arrays_.padding_block = reinterpret_cast<const uint32_t*>(padding);
+
+  const int64_t words = step_words(config, topology_.num_lanes(), max_position_);
+  step_ = device_.allocate(words * 4, "the state of a step");
+  hidden_ = device_.tensor(
+      device_.activation_dtype(), {tokens, decoder_.hidden_size()}, "the hidden states of a step");
+  arrived_ids_ = device_.tensor(DType::kI32, {topology_.num_lanes(), rows}, "sampled ids");
+  for (int lane = 0; topology_.pp() > 1 && lane < topology_.num_lanes(); ++lane) {
+    lane_hidden_.push_back(device_.tensor(device_.activation_dtype(),
+        {tokens, decoder_.hidden_size()}, "the hidden states of a lane"));
+  }
+  sampled_ = device_.allocate(rows * int64_t{sizeof(SampledRow)}, "sampled tokens");
+  for (Flight& flight : flights_) {
+    flight.upload = device_.allocate_host(words * 4, "the upload of a step");
+    flight.sampled = device_.allocate_host(rows * int64_t{sizeof(SampledRow)}, "sampled tokens");
+    for (auto* event : {&flight.begin, &flight.ready, &flight.end}) *event = device_.make_event();
   }
 }
 
-StepResult Executor::run(const StepPlan& plan, std::atomic<uint64_t>& progress) {
-  const auto begin = Clock::now();
-  StepResult result;
-  result.sequence = plan.sequence;
-  result.stage = static_cast<uint16_t>(topology_.pp_rank());
-  waited_for_stage_ = std::chrono::nanoseconds(0);
+void Executor::warm_up() {
+  if (!device_.asynchronous()) return;
+  std::atomic<uint64_t> progress{0};
+  const auto run_padding = [&](int32_t rows, int32_t count) {
+    StepWriter writer(reinterpret_cast<int32_t*>(flights_[0].upload.data()), step_.bytes() / 4);
+    writer.pad_rows(rows, count);
+    const auto bytes = static_cast<size_t>(writer.finish({}, false)) * 4;
+    device_.enqueue_copy_in(step_.data(), {flights_[0].upload.data(), bytes});
+    const BatchView batch = batch_view(rows, rows * count, count == 1 ? rows : 0, count);
+    run_stage(batch, rows, progress);
+    device_.synchronize();
+    return batch;
+  };
+  for (int32_t count = std::min(max_tokens_, max_position_); count > max_rows_; count /= 2) {
+    run_padding(1, count);
+  }
+  captured_sizes_ = sizes_to_capture(std::min(max_rows_, max_tokens_));
+  for (auto size = captured_sizes_.rbegin(); size != captured_sizes_.rend(); ++size) {
+    const BatchView batch = run_padding(*size, 1);
+    device_.capture(*size, [&] { run_stage(batch, *size, progress); });
+  }
+}
 
-  const auto pp = static_cast<uint64_t>(topology_.pp());
-  if (topology_.first_stage() && plan.sequence >= pp) receive_ids(plan.sequence - pp);
+void Executor::run(const StepPlan& plan, std::atomic<uint64_t>& progress) {
+  Flight& flight = this->flight(plan.sequence);
+  const int lane = static_cast<int>(plan.sequence % static_cast<uint64_t>(topology_.num_lanes()));
+  while (results_taken_.load() + flights_.size() <= plan.sequence) {
+    std::this_thread::sleep_for(std::chrono::microseconds(10));
+  }
+  flight.sequence = plan.sequence;
+  flight.begin->record();
   apply(plan);
-  build_input(plan);
-  if (!plan.rows.empty()) {
-    const int lane = static_cast<int>(plan.sequence % static_cast<uint64_t>(topology_.num_lanes()));
-    const TensorView hidden =
-        lane_hidden_[static_cast<size_t>(lane)].view.slice_rows(0, plan.num_tokens());
-    pp_.wait_lane(lane);
-    run_stage(lane, hidden, progress);
-    if (topology_.last_stage() && !input_.output_rows.empty()) sample(lane, hidden, result);
+  const auto arrived = take_pending(plan);
+  remember_outputs(plan, flight);
+  if (plan.rows.empty() && arrived.empty()) {
+    flight.ready->record();
+    flight.end->record();
+    return;
   }
+  const int32_t captured = captured_size(plan);
+  const auto num_rows = std::max(captured, static_cast<int32_t>(plan.rows.size()));
+  const int64_t words =
+      write_step(plan, arrived, num_rows, reinterpret_cast<int32_t*>(flight.upload.data()));
+  device_.enqueue_copy_in(step_.data(), {flight.upload.data(), static_cast<size_t>(words) * 4});
 
-  const auto communication = pp_.take_wait_time() + tp_.take_wait_time();
-  const auto total = Clock::now() - begin - waited_for_stage_;
-  result.comm_us = to_us(communication);
-  result.compute_us = to_us(total - communication);
-  result.idle_us = to_us(waited_for_stage_);
-  return result;
-}
-
-void Executor::receive_ids(uint64_t up_to_sequence) {
-  std::vector<int32_t> ids;
-  while (!pending_ids_.empty() && pending_ids_.front().sequence <= up_to_sequence) {
-    const PendingIds& pending = pending_ids_.front();
-    ids.resize(pending.slots.size());
-    pp_.receive_ids(ids);
-    for (size_t i = 0; i < ids.size(); ++i) {
-      tokens_.append(pending.slots[i].first, pending.slots[i].second, ids[i]);
-    }
-    pending_ids_.pop_front();
+  const int32_t tokens = captured > 0 ? captured : plan.num_tokens();
+  const auto singles =
+      static_cast<int32_t>(std::find_if(plan.rows.begin(), plan.rows.end(), [](const Row& row) {
+        return row.count > 1;
+      }) - plan.rows.begin());
+  int32_t max_count = 1;
+  for (const Row& row : plan.rows) max_count = std::max<int32_t>(max_count, row.count);
+  const BatchView batch =
+      batch_view(num_rows, tokens, captured > 0 ? captured : singles, max_count);
+  const bool transfers = topology_.pp() > 1 && tokens > 0;
+  const int64_t hidden_bytes = int64_t{tokens} * hidden_.view.stride;
+  TensorView passed;
+  if (transfers) passed = lane_hidden_[static_cast<size_t>(lane)].view.slice_rows(0, tokens);
+  if (transfers) pp_.wait_lane(lane);
+  if (transfers && !topology_.first_stage()) {
+    pp_.receive_hidden(passed);
+    device_.enqueue_copy(hidden_.view.data, passed.data, hidden_bytes);
   }
+  flight.ready->record();
+  tp_.take_wait_time();
+  const auto outputs = captured > 0 ? captured : static_cast<int32_t>(flight.output_slots.size());
+  if (captured == 0 || !device_.replay(captured)) run_stage(batch, outputs, progress);
+  if (transfers && !topology_.last_stage()) {
+    device_.enqueue_copy(passed.data, hidden_.view.data, hidden_bytes);
+    pp_.send_hidden(lane, passed);
+  }
+  if (topology_.last_stage() && !flight.output_slots.empty()) sample(flight, lane);
+  flight.host_wait = tp_.take_wait_time();
+  flight.end->record();
 }
 
 void Executor::apply(const StepPlan& plan) {
@@ -82,94 +173,147 @@ void Executor::apply(const StepPlan& plan) {
         ExitCode::kFailure, fmt::format("plan {} does not follow from this rank's slot table: {}",
                                 plan.sequence, wrong.empty() ? "the hashes differ" : wrong));
   }
-  if (!topology_.first_stage() && !topology_.last_stage()) return;
-  for (const Admission& admission : plan.admissions) tokens_.admit(admission);
+  for (const Admission& admission : plan.admissions) {
+    ++generations_[admission.slot];
+  }
+  for (const Row& row : plan.rows) {
+    CHECK(table_.slot(row.slot).num_computed <= static_cast<uint32_t>(max_position_),
+        "slot {} at position {} of {}", row.slot, table_.slot(row.slot).num_computed,
+        max_position_);
+  }
 }
 
-void Executor::build_input(const StepPlan& plan) {
-  input_ = StepInput();
-  input_.cu_tokens.push_back(0);
+// The ids that this plan's rows may need. The last stage has its own at once; the first gets those
+// of plan n - pp by now, and those of older tenants of a slot before it is given away.
+std::vector<Executor::PendingIds> Executor::take_pending(const StepPlan& plan) {
+  const auto delay = static_cast<uint64_t>(topology_.last_stage() ? 1 : topology_.pp());
+  std::vector<PendingIds> taken;
+  while (!pending_ids_.empty() && pending_ids_.front().sequence + delay <= plan.sequence) {
+    taken.push_back(std::move(pending_ids_.front()));
+    pending_ids_.pop_front();
+  }
+  if (topology_.first_stage() && topology_.pp() > 1) {
+    for (const PendingIds& ids : taken) {
+      const auto lane =
+          static_cast<int64_t>(ids.sequence % static_cast<uint64_t>(topology_.num_lanes()));
+      pp_.receive_ids(
+          {arrived_ids_.view.row_as<int32_t>(lane), static_cast<size_t>(ids.places.size())});
+    }
+  }
+  for (PendingIds& ids : taken) {
+    for (auto& place : ids.places) {
+      if (generations_[place.slot] != place.generation) place.position = UINT32_MAX;
+    }
+  }
+  return taken;
+}
+
+void Executor::remember_outputs(const StepPlan& plan, Flight& flight) {
+  flight.output_slots.clear();
+  PendingIds pending{plan.sequence, {}};
+  for (const Row& row : plan.rows) {
+    if (row.output != Output::kLast) continue;
+    flight.output_slots.push_back(row.slot);
+    pending.places.push_back(
+        {row.slot, generations_[row.slot], table_.slot(row.slot).num_computed});
+  }
+  const bool keeps_ids = topology_.first_stage() || topology_.last_stage();
+  if (keeps_ids && !pending.places.empty()) pending_ids_.push_back(std::move(pending));
+}
+
+int64_t Executor::write_step(
+    const StepPlan& plan, std::span<const PendingIds> arrived, int32_t rows, int32_t* words) {
+  StepWriter writer(words, step_.bytes() / 4);
   for (const Row& row : plan.rows) {
     const SlotTable::Slot& slot = table_.slot(row.slot);
-    const uint32_t first = slot.num_computed - row.count;
-    CHECK(slot.num_computed <= static_cast<uint32_t>(max_position_), "slot {} at position {} of {}",
-        row.slot, slot.num_computed, max_position_);
-    for (uint32_t i = 0; i < row.count; ++i) {
-      input_.positions.push_back(static_cast<int32_t>(first + i));
-      if (topology_.first_stage()) {
-        const auto& ids = tokens_[row.slot].ids;
-        CHECK(first + i < ids.size(), "slot {} has {} ids, position {} is planned", row.slot,
-            ids.size(), first + i);
-        input_.ids.push_back(ids[first + i]);
-      }
-    }
-    input_.block_tables.push_back(slot.blocks.data());
-    input_.cu_tokens.push_back(static_cast<int32_t>(input_.positions.size()));
-    if (row.output == Output::kLast) {
-      input_.output_rows.push_back(static_cast<int32_t>(input_.positions.size()) - 1);
-      input_.output_slots.push_back(row.slot);
+    writer.add_row(row, slot.num_computed - row.count, slot.blocks.size() - row.new_blocks.size());
+  }
+  writer.pad_rows(rows);
+  for (const PendingIds& ids : arrived) {
+    const auto lane =
+        static_cast<int32_t>(ids.sequence % static_cast<uint64_t>(topology_.num_lanes()));
+    for (size_t i = 0; i < ids.places.size(); ++i) {
+      const auto& place = ids.places[i];
+      if (place.position == UINT32_MAX) continue;
+      writer.add_arrival(place.slot, place.position, lane * max_rows_ + static_cast<int32_t>(i));
     }
   }
-  if (topology_.first_stage() && !input_.output_slots.empty()) {
-    PendingIds pending{plan.sequence, {}};
-    for (const uint16_t slot : input_.output_slots) {
-      pending.slots.emplace_back(slot, tokens_[slot].generation);
-    }
-    pending_ids_.push_back(std::move(pending));
-  }
+  return writer.finish(plan.admissions, topology_.first_stage() || topology_.last_stage());
 }
 
-void Executor::run_stage(int lane, const TensorView& hidden, std::atomic<uint64_t>& progress) {
-  if (topology_.first_stage()) {
-    decoder_.embed(input_.ids, hidden);
-  } else {
-    const auto before = Clock::now();
-    pp_.receive_hidden(hidden);
-    waited_for_stage_ = Clock::now() - before;
-    pp_.take_wait_time();  // counted as idle: the stage before was not done
-  }
+BatchView Executor::batch_view(
+    int32_t rows, int32_t tokens, int32_t singles, int32_t max_count) const {
   BatchView batch;
-  batch.num_tokens = static_cast<int32_t>(input_.positions.size());
+  batch.num_tokens = tokens;
   batch.block_size = table_.block_size();
-  batch.cu_tokens = input_.cu_tokens;
-  batch.positions = input_.positions;
-  batch.block_tables = input_.block_tables;
-  decoder_.forward(hidden, batch, cache_.views(), progress);
-  if (!topology_.last_stage()) pp_.send_hidden(lane, hidden);
+  batch.cu_tokens = {step_cu_tokens(step_.data(), rows), static_cast<size_t>(rows) + 1};
+  batch.positions = {arrays_.positions, static_cast<size_t>(tokens)};
+  batch.block_tables = {arrays_.block_tables, static_cast<size_t>(rows)};
+  batch.num_single = singles;
+  batch.max_count = max_count;
+  return batch;
 }
 
-void Executor::sample(int lane, const TensorView& hidden, StepResult& result) {
-  const TensorView logits = decoder_.logits(hidden, input_.output_rows);
-  const size_t count = input_.output_slots.size();
-  std::vector<SampleRow> rows(count);
-  for (size_t i = 0; i < count; ++i) {
-    const uint16_t index = input_.output_slots[i];
-    const SlotTokens::Slot& slot = tokens_[index];
-    rows[i].params = &slot.sampling;
-    rows[i].position = table_.slot(index).num_computed;
-    if (slot.sampling.has_penalties()) {
-      rows[i].prompt_ids = slot.prompt();
-      rows[i].output_ids = slot.output();
-    }
-  }
-  std::vector<SampleResult> sampled(count);
-  ops_.sample(logits, rows, sampled);
+// The captured batch size that this plan runs at; 0: none, it is no decode step or too large.
+int32_t Executor::captured_size(const StepPlan& plan) const {
+  const bool decode = std::all_of(plan.rows.begin(), plan.rows.end(),
+      [](const Row& row) { return row.count == 1 && row.output == Output::kLast; });
+  const auto size = std::lower_bound(
+      captured_sizes_.begin(), captured_sizes_.end(), static_cast<int32_t>(plan.rows.size()));
+  return decode && !plan.rows.empty() && size != captured_sizes_.end() ? *size : 0;
+}
 
-  std::vector<int32_t> ids(count, 0);
-  result.rows.resize(count);
-  for (size_t i = 0; i < count; ++i) {
-    const uint16_t index = input_.output_slots[i];
-    RowResult& row = result.rows[i];
-    row.slot = index;
-    row.status = sampled[i].finite ? RowStatus::kOk : RowStatus::kNonFinite;
-    if (sampled[i].finite) {
-      ids[i] = sampled[i].token.token;
-      row.tokens.push_back(std::move(sampled[i].token));
-    }
-    // A lone stage gets its ids through the link like any first stage.
-    if (!topology_.first_stage()) tokens_.append(index, tokens_[index].generation, ids[i]);
+// Everything of a step that may be captured: sizes alone are the host's.
+void Executor::run_stage(const BatchView& batch, int32_t outputs, std::atomic<uint64_t>& progress) {
+  const auto tokens = static_cast<size_t>(batch.num_tokens);
+  ops_.begin_step(header(), arrived_ids_.view.as<int32_t>(), slots_, arrays_, batch,
+      decoder_.attention_shape());
+  if (tokens == 0) return;
+  const TensorView hidden = hidden_.view.slice_rows(0, batch.num_tokens);
+  if (topology_.first_stage()) decoder_.embed({arrays_.ids, tokens}, hidden);
+  decoder_.forward(hidden, batch, cache_.views(), progress);
+  if (topology_.last_stage() && outputs > 0) {
+    decoder_.compute_logits(hidden, {arrays_.output_tokens, static_cast<size_t>(outputs)});
   }
-  pp_.send_ids(lane, ids);
+}
+
+void Executor::sample(Flight& flight, int lane) {
+  const size_t count = flight.output_slots.size();
+  auto* rows = reinterpret_cast<SampledRow*>(sampled_.data());
+  const std::span<int32_t> ids(arrived_ids_.view.row_as<int32_t>(lane), count);
+  ops_.sample(
+      decoder_.logits(static_cast<int64_t>(count)), {arrays_.sample_rows, count}, rows, ids.data());
+  if (topology_.tp_rank() == 0) {
+    device_.enqueue_copy_out({flight.sampled.data(), count * sizeof(SampledRow)}, sampled_.data());
+  }
+  if (topology_.pp() > 1) pp_.send_ids(lane, ids);
+}
+
+bool Executor::done(uint64_t n) { return flight(n).end->done(); }
+
+StepResult Executor::result(uint64_t n) {
+  Flight& flight = this->flight(n);
+  StepResult result;
+  result.sequence = flight.sequence;
+  result.stage = static_cast<uint16_t>(topology_.pp_rank());
+  const double wait = flight.ready->ms_since(*flight.begin);
+  const double gap = n > 0 ? flight.begin->ms_since(*this->flight(n - 1).end) : 0;
+  const double host_wait = std::chrono::duration<double, std::milli>(flight.host_wait).count();
+  result.idle_us = to_us(wait + gap);
+  result.comm_us = to_us(host_wait);
+  result.compute_us = to_us(flight.end->ms_since(*flight.ready) - host_wait);
+  const auto* sampled = reinterpret_cast<const SampledRow*>(flight.sampled.data());
+  const size_t outputs = topology_.last_stage() ? flight.output_slots.size() : 0;
+  for (size_t i = 0; i < outputs; ++i) {
+    RowResult& row = result.rows.emplace_back();
+    row.slot = flight.output_slots[i];
+    row.status = sampled[i].finite != 0 ? RowStatus::kOk : RowStatus::kNonFinite;
+    if (sampled[i].finite == 0) continue;
+    row.tokens.push_back({sampled[i].token, sampled[i].logprob,
+        {sampled[i].top, sampled[i].top + sampled[i].num_top}});
+  }
+  results_taken_.store(n + 1);
+  return result;
 }
 
 }  // namespace millrace

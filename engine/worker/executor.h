@@ -1,13 +1,16 @@
-// Executes plans on one rank, one after another: reads the plan into the slot table, builds the
-// step's input, runs this stage, hands on what the next stage or the first one needs, samples on
-// the last. Compute thread only.
+// Executes plans on one rank, one after another: writes the step as the device reads it, runs this
+// stage, hands on what the next stage or the first one needs, samples on the last. Compute thread
+// only, but for the results (see there).
 //
-// Budget of a step on the CPU: no allocation of device memory; waits only for the stage before
-// (hidden states), for sampled ids of plan n - pp, and in the tensor-parallel sums.
+// Budget of a step on a GPU: one copy in, one graph launch (decode) or the stage's verbs (mixed),
+// on the last stage one sampling launch and one copy out; two event records; no synchronization
+// and no allocation. On the CPU everything is done when run() returns; it waits only for the stage
+// before (hidden states), for sampled ids of plan n - pp, and in the tensor-parallel sums.
 #pragma once
 
 #include <atomic>
 #include <deque>
+#include <memory>
 #include <vector>
 
 #include "engine/core/device.h"
@@ -16,7 +19,6 @@
 #include "engine/protocol/slot_table.h"
 #include "engine/protocol/step.h"
 #include "engine/worker/kv_cache.h"
-#include "engine/worker/slot_tokens.h"
 #include "parallel/pp_link.h"
 #include "parallel/topology.h"
 
@@ -28,44 +30,80 @@ class Executor {
   Executor(const Topology& topology, const EngineConfig& config, int32_t max_position,
       uint32_t num_blocks, Decoder& decoder, Ops& ops, TpOps& tp, PpLink& pp, Device& device);
 
-  // Runs one plan. `progress` ticks once per layer. The result has rows on the last stage only.
-  // Throws Error when the plan does not follow from the slot table (a lost or foreign plan).
-  StepResult run(const StepPlan& plan, std::atomic<uint64_t>& progress);
+  // Runs decode steps of padding rows at every captured batch size, then captures them: what is
+  // set up on first use is set up here. Does nothing on the CPU.
+  void warm_up();
+
+  // Enqueues one plan. `progress` ticks once per layer. Throws Error when the plan does not follow
+  // from the slot table (a lost or foreign plan).
+  void run(const StepPlan& plan, std::atomic<uint64_t>& progress);
+
+  // Of run() number n (from 0 on; spacer plans count): whether its work is done, and what came of
+  // it, with rows on the last stage only. Any one thread, for each n in order; a run() waits when
+  // it is L + 1 results ahead.
+  bool done(uint64_t n);
+  StepResult result(uint64_t n);
 
  private:
-  // Sampled rows of a plan whose ids this rank has not received yet.
+  // What a step needs until its result is taken.
+  struct Flight {
+    uint64_t sequence = 0;
+    std::vector<uint16_t> output_slots;
+    std::chrono::nanoseconds host_wait{0};           // in collectives that block the host
+    Buffer upload;                                   // host
+    Buffer sampled;                                  // host: SampledRow of each output
+    std::unique_ptr<DeviceEvent> begin, ready, end;  // ready: the stage before was done
+  };
+  // Sampled rows of a plan whose ids have not been taken into the slots yet.
   struct PendingIds {
     uint64_t sequence;
-    std::vector<std::pair<uint16_t, uint32_t>> slots;  // slot, its generation
-  };
-  struct StepInput {
-    std::vector<int32_t> ids;                   // [T], first stage only
-    std::vector<int32_t> cu_tokens;             // [S + 1]
-    std::vector<int32_t> positions;             // [T]
-    std::vector<const uint32_t*> block_tables;  // [S]
-    std::vector<int32_t> output_rows;           // token row of each row with output
-    std::vector<uint16_t> output_slots;
+    struct Place {
+      uint16_t slot;
+      uint32_t generation;  // of the slot: ids meant for a former tenant are dropped
+      uint32_t position;
+    };
+    std::vector<Place> places;
   };
 
-  void receive_ids(uint64_t up_to_sequence);
+  void allocate(const EngineConfig& config, uint32_t num_blocks);
   void apply(const StepPlan& plan);
-  void build_input(const StepPlan& plan);
-  void run_stage(int lane, const TensorView& hidden, std::atomic<uint64_t>& progress);
-  void sample(int lane, const TensorView& hidden, StepResult& result);
+  std::vector<PendingIds> take_pending(const StepPlan& plan);
+  int64_t write_step(
+      const StepPlan& plan, std::span<const PendingIds> arrived, int32_t rows, int32_t* words);
+  BatchView batch_view(int32_t rows, int32_t tokens, int32_t singles, int32_t max_count) const;
+  void remember_outputs(const StepPlan& plan, Flight& flight);
+  int32_t captured_size(const StepPlan& plan) const;
+  void run_stage(const BatchView& batch, int32_t outputs, std::atomic<uint64_t>& progress);
+  void sample(Flight& flight, int lane);
+  StepHeader* header() const { return reinterpret_cast<StepHeader*>(step_.data()); }
+  Flight& flight(uint64_t n) { return flights_[n % flights_.size()]; }
 
   Topology topology_;
   int32_t max_position_;
+  int32_t max_rows_;
+  int32_t max_tokens_;
   Decoder& decoder_;
   Ops& ops_;
   TpOps& tp_;
   PpLink& pp_;
+  Device& device_;
   SlotTable table_;
-  SlotTokens tokens_;
   KvCache cache_;
-  std::vector<Tensor> lane_hidden_;  // f32 [max tokens, H] per lane
+  std::vector<uint32_t> generations_;  // per slot: admissions so far
   std::deque<PendingIds> pending_ids_;
-  StepInput input_;
-  std::chrono::nanoseconds waited_for_stage_{0};
+  std::vector<Flight> flights_;  // L + 1, so that the last one before is still whole
+  std::atomic<uint64_t> results_taken_{0};
+  std::vector<int32_t> captured_sizes_;  // ascending
+
+  // On the device.
+  SlotState slots_;
+  StepArrays arrays_;
+  Buffer step_;                      // StepHeader and its sections
+  Tensor hidden_;                    // act [max tokens, H], of the step that runs
+  std::vector<Tensor> lane_hidden_;  // the same per lane, on its way between stages
+  Tensor arrived_ids_;               // i32 [L, max rows]: sampled by each lane's plan
+  Buffer sampled_;                   // SampledRow [max rows]
+  std::vector<Buffer> buffers_;      // what the views above look at
 };
 
 }  // namespace millrace

@@ -7,7 +7,7 @@ KvCache::KvCache(Device& device, int num_layers, const AttentionShape& shape, in
   for (int i = 0; i < num_layers; ++i) {
     KvCacheView view;
     for (TensorView* half : {&view.k, &view.v}) {
-      tensors_.push_back(device.tensor(DType::kF32,
+      tensors_.push_back(device.tensor(device.activation_dtype(),
           {num_blocks, shape.num_kv_heads, block_size, shape.head_dim}, "the KV cache"));
       *half = tensors_.back().view;
     }
@@ -15,9 +15,10 @@ KvCache::KvCache(Device& device, int num_layers, const AttentionShape& shape, in
   }
 }
 
-int64_t KvCache::bytes_per_block(int num_layers, const AttentionShape& shape, int block_size) {
+int64_t KvCache::bytes_per_block(
+    DType dtype, int num_layers, const AttentionShape& shape, int block_size) {
   return int64_t{2} * num_layers * shape.num_kv_heads * block_size * shape.head_dim *
-         dtype_bytes(DType::kF32, 1);
+         dtype_bytes(dtype, 1);
 }
 
 }  // namespace millrace

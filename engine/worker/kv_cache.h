@@ -12,13 +12,14 @@ namespace millrace {
 
 class KvCache {
  public:
-  // k, v per layer: f32 [num_blocks, Hkv, block_size, D]. Throws Error(kOutOfMemory).
+  // k, v per layer: act [num_blocks, Hkv, block_size, D]. Throws Error(kOutOfMemory).
   KvCache(Device& device, int num_layers, const AttentionShape& shape, int block_size,
       uint32_t num_blocks);
   std::span<const KvCacheView> views() const { return views_; }
 
   // Of all layers together.
-  static int64_t bytes_per_block(int num_layers, const AttentionShape& shape, int block_size);
+  static int64_t bytes_per_block(
+      DType dtype, int num_layers, const AttentionShape& shape, int block_size);
 
  private:
   std::vector<Tensor> tensors_;

@@ -1,6 +1,7 @@
 #include "engine/worker/worker.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -11,8 +12,8 @@
 #include "engine/base/check.h"
 #include "engine/base/hash.h"
 #include "engine/base/log.h"
-#include "engine/base/thread_pool.h"
 #include "engine/model/cost.h"
+#include "engine/worker/backend.h"
 #include "engine/worker/executor.h"
 #include "engine/worker/session.h"
 
@@ -20,9 +21,12 @@ namespace millrace {
 
 namespace {
 
-// Of the memory that is free after loading, what the KV cache may take when nothing is said: other
-// programs run on a machine without a GPU too.
-constexpr double kKvShareOfFree = 0.4;
+// How often the collector looks whether a step has ended: well below a step's time.
+constexpr auto kPollInterval = std::chrono::microseconds(10);
+// A step that takes longer makes it ask whether a peer or the device has failed.
+constexpr auto kCheckInterval = std::chrono::milliseconds(100);
+// For the last frame to leave.
+constexpr auto kFrameTime = std::chrono::milliseconds(200);
 
 // Everything a rank holds between kWelcome and its end.
 class Rank {
@@ -32,69 +36,103 @@ class Rank {
         session_(session),
         config_(config),
         topology_(config.tp, config.pp, context.rank),
-        single_comm_(make_single_comm()),
-        tp_(config.tp > 1 ? *context.tp_comm : *single_comm_),
-        pp_(topology_, context.peers),
-        device_(make_cpu_device()),
-        pool_(num_threads()),
-        ops_(make_cpu_ops(pool_)) {
-    CHECK(config.tp == 1 || context.tp_comm != nullptr);
-    CHECK(config.pp == 1 || context.peers != nullptr);
+        checkpoint_(open_checkpoint(config.model_path, config.dummy_weights)),
+        backend_(make_backend(backend_config())),
+        device_(backend_->device()),
+        tp_(backend_->tp()),
+        pp_(topology_, backend_->peers()) {}
+  ~Rank() {
+    stop_ = true;
+    if (collector_.joinable()) collector_.join();
   }
 
   Ready load() {
-    const auto checkpoint = open_checkpoint(config_.model_path);
-    const ModelConfig& model = checkpoint->config();
+    const ModelConfig& model = checkpoint_->config();
     const Stage stage = cut_stages(model, config_)[static_cast<size_t>(topology_.pp_rank())];
-    max_position_ = config_.max_model_len > 0 ? config_.max_model_len : model.max_position;
-    const DecoderLimits limits{config_.max_num_batched_tokens, config_.max_num_seqs, max_position_};
-    decoder_ = std::make_unique<Decoder>(*checkpoint, stage, limits, *ops_, tp_, *device_,
+    const int32_t longest = config_.max_model_len > 0 ? config_.max_model_len : model.max_position;
+    max_position_ = longest;
+    const DecoderLimits limits{config_.max_num_batched_tokens, config_.max_num_seqs, longest};
+    decoder_ = std::make_unique<Decoder>(*checkpoint_, stage, limits, backend_->ops(), tp_, device_,
         [this] { session_.progress().fetch_add(1); });
     Ready ready;
     ready.rank = context_.rank;
     ready.weight_bytes = decoder_->weight_bytes();
-    ready.kv_bytes_per_block = KvCache::bytes_per_block(
+    ready.kv_bytes_per_block = KvCache::bytes_per_block(device_.activation_dtype(),
         decoder_->num_layers(), decoder_->attention_shape(), config_.block_size);
     ready.num_blocks = count_blocks(ready.kv_bytes_per_block);
     ready.config_hash = hash_combine(
         model.hash(), static_cast<uint64_t>(config_.tp) << 32 | static_cast<uint64_t>(config_.pp));
-    const AttentionShape& shape = decoder_->attention_shape();
-    ready.description = fmt::format(
-        "{} ({}), {} thread{}, layers {}-{}, {} of {} heads, weights {:.1f} MiB", device_->name(),
-        cpu_kernel_name(), pool_.num_threads(), pool_.num_threads() == 1 ? "" : "s",
-        stage.first_layer, stage.first_layer + stage.num_layers - 1, shape.num_heads,
-        model.num_heads, static_cast<double>(ready.weight_bytes) / (1 << 20));
+    ready.description =
+        fmt::format("{} ({}), layers {}-{}, {} of {} heads, weights {:.1f} MiB", device_.name(),
+            backend_->description(), stage.first_layer, stage.first_layer + stage.num_layers - 1,
+            decoder_->attention_shape().num_heads, model.num_heads, mib(ready.weight_bytes));
     return ready;
   }
 
   void start(const Start& start) {
-    executor_ = std::make_unique<Executor>(
-        topology_, config_, max_position_, start.num_blocks, *decoder_, *ops_, tp_, pp_, *device_);
+    const int64_t free_before = device_.free_bytes();
+    executor_ = std::make_unique<Executor>(topology_, config_, max_position_, start.num_blocks,
+        *decoder_, backend_->ops(), tp_, pp_, device_);
+    executor_->warm_up();
+    const int64_t kv = int64_t{start.num_blocks + 1} *
+                       KvCache::bytes_per_block(device_.activation_dtype(), decoder_->num_layers(),
+                           decoder_->attention_shape(), config_.block_size);
+    log::info(
+        "memory plan: weights {:.1f} MiB, workspace {:.1f} MiB, KV cache {:.1f} MiB ({} tokens)",
+        mib(decoder_->weight_bytes()), mib(decoder_->workspace_bytes()), mib(kv),
+        int64_t{start.num_blocks} * config_.block_size);
+    if (!device_.asynchronous()) return;
+    log::info("memory in use for KV cache, step state and graphs: {:.1f} MiB",
+        mib(free_before - device_.free_bytes()));
+    collector_ = std::thread([this] { collect(); });
   }
 
-  // `idle`: how long this rank waited for the plan.
-  void step(const StepPlan& plan, std::chrono::nanoseconds idle) {
+  void step(const StepPlan& plan) {
     set_check_step(plan.sequence);
-    StepResult result = executor_->run(plan, session_.progress());
-    result.idle_us +=
-        static_cast<uint32_t>(std::chrono::duration_cast<std::chrono::microseconds>(idle).count());
-    if (topology_.tp_rank() == 0) session_.send(FrameType::kResult, encode(result));
-    session_.step_done();
+    executor_->run(plan, session_.progress());
+    steps_run_.store(plan.sequence + 1);
+    if (!device_.asynchronous()) report(plan.sequence);
   }
 
  private:
-  int num_threads() const {
-    if (config_.threads > 0) return config_.threads;
-    const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-    return std::max(1, cores / std::max(1, context_.local_size));
+  static double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
+  // The shapes that this rank computes, before its weights are there.
+  BackendConfig backend_config() const {
+    const ModelConfig& model = checkpoint_->config();
+    BackendConfig config;
+    config.topology = topology_;
+    config.local_rank = context_.local_rank;
+    config.local_size = context_.local_size;
+    config.engine = config_;
+    config.activation = activation_dtype();
+    config.attention = shard_attention(model, config_.tp, topology_.tp_rank());
+    config.hidden_size = model.hidden_size;
+    config.vocab_size = model.vocab_size;
+    config.tp_comm = context_.tp_comm;
+    config.peers = context_.peers;
+    config.broadcast = context_.broadcast;
+    return config;
+  }
+
+  // "auto" on a GPU: bf16 for what was stored so, else f16, which keeps more of a quantized weight.
+  DType activation_dtype() const {
+    switch (config_.dtype) {
+      case ActivationType::kFloat32: return DType::kF32;
+      case ActivationType::kFloat16: return DType::kF16;
+      case ActivationType::kBFloat16: return DType::kBF16;
+      case ActivationType::kAuto: break;
+    }
+    const TensorInfo* stored = checkpoint_->find("model.embed_tokens.weight");
+    return stored != nullptr && stored->dtype == DType::kBF16 ? DType::kBF16 : DType::kF16;
   }
 
   uint32_t count_blocks(int64_t bytes_per_block) const {
+    const double share = device_.kv_share() / (device_.asynchronous() ? 1 : context_.local_size);
     const int64_t bytes =
         config_.kv_cache_bytes > 0
             ? config_.kv_cache_bytes
-            : static_cast<int64_t>(static_cast<double>(device_->free_bytes()) * kKvShareOfFree /
-                                   std::max(1, context_.local_size));
+            : static_cast<int64_t>(static_cast<double>(device_.free_bytes()) * share);
     const int64_t blocks_per_sequence =
         (max_position_ + config_.block_size - 1) / config_.block_size;
     const int64_t blocks =
@@ -103,25 +141,61 @@ class Rank {
       throw Error(ExitCode::kOutOfMemory,
           fmt::format("the KV cache has room for no block: {:.1f} MiB for blocks of {:.1f} "
                       "MiB; raise --kv-cache-memory or free memory",
-              static_cast<double>(bytes) / (1 << 20),
-              static_cast<double>(bytes_per_block) / (1 << 20)));
+              mib(bytes), mib(bytes_per_block)));
     }
     return static_cast<uint32_t>(blocks);
+  }
+
+  void report(uint64_t n) {
+    const StepResult result = executor_->result(n);
+    if (topology_.tp_rank() == 0) session_.send(FrameType::kResult, encode(result));
+    session_.step_done();
+  }
+
+  // The collector's thread: takes results as the device ends its steps. A device or peer that
+  // fails or hangs cannot be used again, nor can a call that waits for it be ended: the process is.
+  void collect() {
+    try {
+      for (uint64_t n = 0; !stop_; ++n) {
+        auto since = std::chrono::steady_clock::now();
+        while (n >= steps_run_.load() || !executor_->done(n)) {
+          if (stop_) return;
+          const auto now = std::chrono::steady_clock::now();
+          if (n >= steps_run_.load()) since = now;
+          if (now - since > std::chrono::seconds(config_.timeout_s)) {
+            throw Error(ExitCode::kWorkerLost,
+                fmt::format("step {} did not end within --timeout {} s", n, config_.timeout_s));
+          }
+          if (now - since > kCheckInterval) backend_->check();
+          std::this_thread::sleep_for(kPollInterval);
+        }
+        report(n);
+        session_.progress().fetch_add(1);
+      }
+    } catch (const Error& error) {
+      if (stop_) return;
+      session_.send(FrameType::kFailed,
+          encode(Failed{context_.rank, static_cast<int32_t>(error.exit_code()), error.what()}));
+      std::this_thread::sleep_for(kFrameTime);
+      _exit(static_cast<int>(error.exit_code()));
+    }
   }
 
   const WorkerContext& context_;
   WorkerSession& session_;
   const EngineConfig config_;
   const Topology topology_;
-  std::unique_ptr<DeviceComm> single_comm_;
+  const std::shared_ptr<const Checkpoint> checkpoint_;
+  const std::unique_ptr<Backend> backend_;
+  Device& device_;
   TpOps tp_;
   PpLink pp_;
-  std::unique_ptr<Device> device_;
-  ThreadPool pool_;
-  std::unique_ptr<Ops> ops_;
   int32_t max_position_ = 0;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<Executor> executor_;
+  std::atomic<uint64_t> steps_run_{0};
+  std::atomic<bool> stop_{false};
+  std::thread collector_;
 };
 
 template <typename T>
@@ -135,7 +209,6 @@ T read_body(const WorkerSession::Frame& frame, const char* what) {
 
 void serve(const WorkerContext& context, WorkerSession& session) {
   std::unique_ptr<Rank> rank;
-  auto waiting_since = std::chrono::steady_clock::now();
   while (auto frame = session.receive()) {
     switch (frame->type) {
       case FrameType::kWelcome:
@@ -147,17 +220,12 @@ void serve(const WorkerContext& context, WorkerSession& session) {
         if (rank == nullptr) throw Error(ExitCode::kFailure, "start came before the configuration");
         rank->start(read_body<Start>(*frame, "start"));
         break;
-      case FrameType::kPlan: {
-        const auto plan = read_body<StepPlan>(*frame, "plan");
-        rank->step(plan, std::chrono::steady_clock::now() - waiting_since);
-        break;
-      }
+      case FrameType::kPlan: rank->step(read_body<StepPlan>(*frame, "plan")); break;
       case FrameType::kShutdown: return;
       default:
         throw Error(ExitCode::kFailure,
             fmt::format("the coordinator sent a frame of type {}", static_cast<int>(frame->type)));
     }
-    waiting_since = std::chrono::steady_clock::now();
   }
 }
 

@@ -14,7 +14,6 @@
 
 #include "engine/base/log.h"
 #include "engine/base/status.h"
-#include "launch/bench/limits.h"
 
 namespace millrace {
 
@@ -92,20 +91,6 @@ void check(const BenchConfig& config, int32_t max_model_len) {
   }
 }
 
-// What a decode step of `rows` sequences could reach if reading the weights once were all it took.
-struct DecodeLimit {
-  double read_bytes_per_s;
-  double weight_bytes;
-  double tokens_per_s;
-};
-
-DecodeLimit decode_limit(const Checkpoint& model, int32_t rows) {
-  log::info("measuring the memory's read bandwidth");
-  DecodeLimit limit{measure_read_bandwidth(), static_cast<double>(streamed_weight_bytes(model)), 0};
-  limit.tokens_per_s = limit.read_bytes_per_s / limit.weight_bytes * rows;
-  return limit;
-}
-
 // One line of a report, in the table and in the JSON.
 struct Figure {
   const char* key;
@@ -113,30 +98,34 @@ struct Figure {
   double value;
 };
 
-// Figures and the limit that decode stands beside, as a table and as one JSON object.
+// Figures and the constants behind their limits, as a table and as one JSON object.
 BenchReport report(const std::string& title, const std::vector<Figure>& figures,
-    const DecodeLimit& limit, boost::json::object json) {
+    const Limits& limits, boost::json::object json) {
   BenchReport made{title + "\n", ""};
   for (const Figure& figure : figures) {
     json[figure.key] = figure.value;
     made.table += fmt::format("  {:28}{:10.2f} {}\n", figure.key, figure.value, figure.unit);
   }
-  json["read_bandwidth_gb_per_s"] = limit.read_bytes_per_s / 1e9;
-  json["streamed_weight_bytes"] = static_cast<int64_t>(limit.weight_bytes);
-  json["decode_limit_tokens_per_s"] = limit.tokens_per_s;
-  made.table +=
-      fmt::format("  decode limit {:.1f} tokens/s: {:.1f} MB of weights read at {:.1f} GB/s\n",
-          limit.tokens_per_s, limit.weight_bytes / 1e6, limit.read_bytes_per_s / 1e9);
+  const double bandwidth = limits.device.read_bytes_per_s / 1e9;
+  json["read_bandwidth_gb_per_s"] = bandwidth;
+  json["bf16_tflops"] = limits.device.flops / 1e12;
+  json["streamed_weight_bytes"] = static_cast<int64_t>(limits.weight_bytes);
+  made.table += fmt::format(
+      "  limits: {:.1f} MB of weights a step, {:.0f} B of KV a token, read at {:.1f} GB/s",
+      limits.weight_bytes / 1e6, limits.kv_bytes, bandwidth);
+  if (limits.device.flops > 0) {
+    made.table += fmt::format("; products at {:.1f} TFLOP/s", limits.device.flops / 1e12);
+  }
+  made.table += "\n";
   made.json = boost::json::serialize(json);
   return made;
 }
 
 }  // namespace
 
-BenchReport bench_latency(
-    const BenchConfig& config, EngineApi& engine, const Checkpoint& model, int32_t max_model_len) {
+BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
+    const Limits& limits, int32_t max_model_len) {
   check(config, max_model_len);
-  const DecodeLimit limit = decode_limit(model, config.batch_size);
   std::mt19937_64 random(config.seed);
   std::vector<double> prefill_s, decode_s, total_s;
   for (int32_t run = 0; run < config.num_warmup + config.num_iters; ++run) {
@@ -157,6 +146,9 @@ BenchReport bench_latency(
   const double prompt_rate = batch * config.input_len / median(prefill_s);
   const double tpot = median(decode_s) / (config.output_len - 1);
   const double decode_rate = batch / tpot;
+  const double limit_s = limits.decode_step_s(batch, config.input_len + config.output_len / 2.0);
+  const double prefill_limit = limits.prefill_tokens_per_s(config.input_len);
+  const double prefill_fraction = prefill_limit > 0 ? prompt_rate / prefill_limit : 0;
   return report(fmt::format("latency: {} x ({} prompt + {} output tokens), medians of {} runs",
                     config.batch_size, config.input_len, config.output_len, config.num_iters),
       {{"ttft_ms", "ms to the first token", median(prefill_s) * 1e3},
@@ -164,18 +156,19 @@ BenchReport bench_latency(
           {"latency_ms", "ms for the whole request", median(total_s) * 1e3},
           {"prompt_tokens_per_s", "tokens/s", prompt_rate},
           {"decode_tokens_per_s", "tokens/s", decode_rate},
-          {"decode_fraction_of_limit", "", decode_rate / limit.tokens_per_s}},
-      limit,
+          {"tpot_limit_ms", "ms, the least a step can take", limit_s * 1e3},
+          {"decode_fraction_of_limit", "", limit_s / tpot},
+          {"prefill_fraction_of_limit", "(0: not measured on the CPU)", prefill_fraction}},
+      limits,
       {{"input_len", config.input_len}, {"output_len", config.output_len},
           {"batch_size", config.batch_size}, {"num_iters", config.num_iters},
           {"prompt_tokens", config.batch_size * config.input_len},
           {"output_tokens", config.batch_size * config.output_len}});
 }
 
-BenchReport bench_throughput(
-    const BenchConfig& config, EngineApi& engine, const Checkpoint& model, int32_t max_model_len) {
+BenchReport bench_throughput(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
+    const Limits& limits, int32_t max_model_len) {
   check(config, max_model_len);
-  const DecodeLimit limit = decode_limit(model, 1);
   std::mt19937_64 random(config.seed);
   const auto wave = run_wave(config, engine, model.config().vocab_size, config.num_prompts, random);
   const double seconds = *std::max_element(wave->total_s.begin(), wave->total_s.end());
@@ -185,8 +178,7 @@ BenchReport bench_throughput(
   }
   const double prompts = static_cast<double>(config.num_prompts) * config.input_len;
   const double outputs = static_cast<double>(config.num_prompts) * config.output_len;
-  return report(fmt::format("throughput: {} requests of {} prompt + {} output tokens in {:.2f} s "
-                            "(the decode limit is of one sequence)",
+  return report(fmt::format("throughput: {} requests of {} prompt + {} output tokens in {:.2f} s",
                     config.num_prompts, config.input_len, config.output_len, seconds),
       {{"requests_per_s", "requests/s", config.num_prompts / seconds},
           {"prompt_tokens_per_s", "tokens/s", prompts / seconds},
@@ -194,7 +186,7 @@ BenchReport bench_throughput(
           {"total_tokens_per_s", "tokens/s", (prompts + outputs) / seconds},
           {"ttft_ms", "ms to the first token (median)", median(wave->first_s) * 1e3},
           {"tpot_ms", "ms per output token (median)", median(tpot) * 1e3}},
-      limit,
+      limits,
       {{"input_len", config.input_len}, {"output_len", config.output_len},
           {"num_prompts", config.num_prompts}, {"seconds", seconds},
           {"prompt_tokens", static_cast<int64_t>(prompts)},

@@ -7,6 +7,7 @@
 
 #include "engine/model/checkpoint.h"
 #include "launch/api/engine_api.h"
+#include "launch/bench/limits.h"
 
 namespace millrace {
 
@@ -27,9 +28,9 @@ struct BenchReport {
 
 // Throws Error(kUsage) when input_len + output_len exceeds `max_model_len`, and
 // Error(kWorkerLost) when the engine ends underneath.
-BenchReport bench_latency(
-    const BenchConfig& config, EngineApi& engine, const Checkpoint& model, int32_t max_model_len);
-BenchReport bench_throughput(
-    const BenchConfig& config, EngineApi& engine, const Checkpoint& model, int32_t max_model_len);
+BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
+    const Limits& limits, int32_t max_model_len);
+BenchReport bench_throughput(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
+    const Limits& limits, int32_t max_model_len);
 
 }  // namespace millrace

@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/base/log.h"
 #include "engine/model/families.h"
 
 namespace millrace {
@@ -15,8 +16,8 @@ namespace {
 constexpr int64_t kBufferBytes = int64_t{512} << 20;
 constexpr int kPasses = 5;
 
-}  // namespace
-
+// Bytes per second that all cores of this host together read from memory: the best of several
+// passes over a buffer far larger than the caches.
 double measure_read_bandwidth() {
   const unsigned num_threads = std::max(1u, std::thread::hardware_concurrency());
   std::vector<uint64_t> buffer(static_cast<size_t>(kBufferBytes) / sizeof(uint64_t), 1);
@@ -43,15 +44,42 @@ double measure_read_bandwidth() {
   return best;
 }
 
-int64_t streamed_weight_bytes(const Checkpoint& model) {
-  int64_t bytes = 0;
-  for (const ExpectedTensor& tensor : expected_tensors(model.config())) {
-    if (tensor.name == "model.embed_tokens.weight" && !model.config().tie_embeddings) continue;
+}  // namespace
+
+double Limits::decode_step_s(double rows, double context) const {
+  const double compute = device.flops > 0 ? rows * flop_per_token / device.flops : 0;
+  return std::max(compute, weight_bytes / device.read_bytes_per_s) +
+         rows * context * kv_bytes / device.read_bytes_per_s;
+}
+
+double Limits::prefill_tokens_per_s(double length) const {
+  // Causal: a token attends to half of the prompt on average.
+  return device.flops / (flop_per_token + attention_flop * length / 2);
+}
+
+Limits measure_limits(const Checkpoint& model, const EngineConfig& engine) {
+  const bool gpu = engine.device == DeviceKind::kCuda;
+  Limits limits;
+  log::info("measuring the device's limits");
+  limits.device = gpu ? measure_cuda_limits() : DeviceLimits{measure_read_bandwidth(), 0};
+  if (gpu) {
+    limits.device.read_bytes_per_s *= engine.tp;
+    limits.device.flops *= engine.tp;
+  }
+  const ModelConfig& config = model.config();
+  const double held_bytes = engine.dtype == ActivationType::kFloat32 ? 4 : 2;
+  for (const ExpectedTensor& tensor : expected_tensors(config)) {
+    if (tensor.name == "model.embed_tokens.weight" && !config.tie_embeddings) continue;
     int64_t count = 1;
     for (const int64_t size : tensor.shape) count *= size;
-    bytes += dtype_bytes(model.find(tensor.name)->dtype, count);
+    const auto stored = static_cast<double>(dtype_bytes(model.find(tensor.name)->dtype, count));
+    limits.weight_bytes += gpu ? static_cast<double>(count) * held_bytes : stored;
+    if (tensor.shape.size() > 1) limits.flop_per_token += 2.0 * static_cast<double>(count);
   }
-  return bytes;
+  const double width = static_cast<double>(config.num_layers) * config.head_dim;
+  limits.kv_bytes = 2 * width * config.num_kv_heads * (gpu ? held_bytes : 4);
+  limits.attention_flop = 4 * width * config.num_heads;
+  return limits;
 }
 
 }  // namespace millrace

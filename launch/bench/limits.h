@@ -1,18 +1,32 @@
-// The constants that figures are measured against.
+// The physical limits that figures stand beside: constants measured in the same run, and what a
+// step must read and compute at least.
 #pragma once
 
 #include <cstdint>
 
 #include "engine/model/checkpoint.h"
+#include "engine/protocol/engine_config.h"
+#include "engine/worker/backend.h"
 
 namespace millrace {
 
-// Bytes per second that all cores of this host together read from memory: the best of several
-// passes over a buffer far larger than the caches.
-double measure_read_bandwidth();
+// Of all ranks of a stage together: tensor-parallel ranks read and compute at once, stages one
+// after the other.
+struct Limits {
+  DeviceLimits device;
+  double weight_bytes = 0;    // streamed by one decode step: not the input embedding
+  double kv_bytes = 0;        // of the cache per token, all layers
+  double flop_per_token = 0;  // of the linear layers and the head
+  double attention_flop = 0;  // per token and key
 
-// Bytes of weights that one decode step reads over all ranks: every tensor once, without the input
-// embedding (a step reads one row of it) unless it is the head too.
-int64_t streamed_weight_bytes(const Checkpoint& model);
+  // Seconds of a decode step of `rows` sequences with `context` tokens each:
+  // max(2 P B / F, W / BW) + B ctx KV / BW.
+  double decode_step_s(double rows, double context) const;
+  // Tokens per second of prompts of `length` tokens; 0 where compute was not measured.
+  double prefill_tokens_per_s(double length) const;
+};
+
+// Measures the devices (before the engine takes their memory) and counts what `model` needs.
+Limits measure_limits(const Checkpoint& model, const EngineConfig& engine);
 
 }  // namespace millrace

@@ -5,10 +5,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <map>
 #include <sstream>
 
 #include "engine/base/log.h"
 #include "engine/base/status.h"
+#include "engine/worker/backend.h"
 
 namespace millrace {
 
@@ -17,6 +19,12 @@ namespace {
 constexpr int kMaxDegree = 4096;
 constexpr int kMaxSlots = 65535;  // a slot's number is 16 bits
 constexpr int kMaxTokens = 1 << 30;
+
+const std::map<std::string, DeviceKind> kDevices = {
+    {"auto", DeviceKind::kAuto}, {"cpu", DeviceKind::kCpu}, {"cuda", DeviceKind::kCuda}};
+const std::map<std::string, ActivationType> kDtypes = {{"auto", ActivationType::kAuto},
+    {"float32", ActivationType::kFloat32}, {"float16", ActivationType::kFloat16},
+    {"bfloat16", ActivationType::kBFloat16}};
 
 // Adds options to one group of the help at a time.
 class Flags {
@@ -56,7 +64,22 @@ void declare_model(CLI::App& app, Options& o) {
   flags.add("--served-model-name", o.served_model_name,
       "Name that clients use. Default: the last part of the path");
   flags.add("--chat-template", o.chat_template, "A Jinja file to use for the model's template");
-  flags.add_with_default("--dtype", o.dtype, "auto or float32: the CPU computes in float32");
+  flags
+      .add("--device", engine.device,
+          "auto, cpu or cuda. Default: a GPU where there is one, else the CPU")
+      ->transform(CLI::CheckedTransformer(kDevices));
+  flags
+      .add("--dtype", engine.dtype,
+          "auto, float32, float16 or bfloat16: of activations on a GPU. Default: as the weights "
+          "are "
+          "stored; the CPU computes in float32")
+      ->transform(CLI::CheckedTransformer(kDtypes));
+  flags
+      .add_with_default("--load-format", o.load_format,
+          "auto, or dummy: random weights in the shapes of the folder's config.json")
+      ->check(CLI::IsMember({"auto", "dummy"}));
+  flags.add_switch("--tune", engine.tune,
+      "Before serving, measure the matrix products that this GPU has not measured yet");
 }
 
 void declare_layout(CLI::App& app, Options& o) {
@@ -83,17 +106,18 @@ void declare_layout(CLI::App& app, Options& o) {
 void declare_limits(CLI::App& app, Options& o) {
   Flags flags(app, "Limits");
   EngineConfig& engine = o.launch.engine;
+  engine.max_num_seqs = engine.max_num_batched_tokens = 0;  // by device: finish_options
   flags
       .add("-c,--max-model-len,--ctx-size", engine.max_model_len,
           "Longest prompt plus answer in tokens. Default: the model's own")
       ->check(CLI::Range(1, kMaxTokens));
   flags
-      .add_with_default(
-          "--max-num-seqs,--parallel", engine.max_num_seqs, "Sequences that run at once")
+      .add("--max-num-seqs,--parallel", engine.max_num_seqs,
+          "Sequences that run at once. Default: 64 on the CPU, 512 on GPUs")
       ->check(CLI::Range(1, kMaxSlots));
   flags
-      .add_with_default(
-          "--max-num-batched-tokens", engine.max_num_batched_tokens, "Tokens computed in one step")
+      .add("--max-num-batched-tokens", engine.max_num_batched_tokens,
+          "Tokens computed in one step. Default: 2048 on the CPU, 8192 on GPUs")
       ->check(CLI::Range(1, kMaxRowTokens));
   flags.add_with_default("--block-size", engine.block_size, "Tokens of a KV block: 16, 32 or 64")
       ->check(CLI::IsMember({16, 32, 64}));
@@ -245,10 +269,21 @@ void finish_options(Options& options) {
     throw Error(
         ExitCode::kUsage, "no model named: give a folder or a .gguf file after the command");
   }
-  if (options.dtype != "auto" && options.dtype != "float32") {
-    throw Error(ExitCode::kUsage,
-        fmt::format("--dtype {}: the CPU computes in float32; use auto or float32", options.dtype));
+  const bool must_be_gpu = engine.device == DeviceKind::kCuda;
+  engine.device = choose_device(engine.device, &options.device_reason);
+  const bool gpu = engine.device == DeviceKind::kCuda;
+  if (must_be_gpu && !gpu) {
+    throw Error(
+        ExitCode::kLayout, fmt::format("--device cuda: {}; use --device cpu, or see docs/cuda.md",
+                               options.device_reason));
   }
+  if (!gpu && engine.dtype > ActivationType::kFloat32) {
+    throw Error(ExitCode::kUsage,
+        "--dtype float16 or bfloat16: the CPU computes in float32; use auto or float32");
+  }
+  if (engine.max_num_seqs == 0) engine.max_num_seqs = gpu ? 512 : 64;
+  if (engine.max_num_batched_tokens == 0) engine.max_num_batched_tokens = gpu ? 8192 : 2048;
+  engine.dummy_weights = options.load_format == "dummy";
   engine.pp_layers = parse_layers(options.pp_layers);
   std::istringstream words(options.mpirun_args);
   for (std::string word; words >> word;) options.launch.mpirun_args.push_back(word);

@@ -57,9 +57,10 @@ struct SamplingFlags {
 struct Options {
   std::string config;  // the YAML file
   LaunchConfig launch;
-  std::string dtype = "auto";
-  std::string pp_layers;    // "9,9,8,6"
-  std::string mpirun_args;  // separated by spaces
+  std::string load_format = "auto";
+  std::string device_reason;  // why this device
+  std::string pp_layers;      // "9,9,8,6"
+  std::string mpirun_args;    // separated by spaces
   std::string served_model_name;
   std::string chat_template;  // a file
 

@@ -41,10 +41,13 @@ ExitCode run_batch_command(const Options& options) {
 }
 
 ExitCode run_bench(const Options& options, bool latency) {
+  const EngineConfig& engine = options.launch.engine;
+  const Limits limits =
+      measure_limits(*open_checkpoint(engine.model_path, engine.dummy_weights), engine);
   Session session(options, Session::Text::kNotNeeded);
   const BenchReport report = run_guarded(session, [&] {
     return (latency ? bench_latency : bench_throughput)(options.bench, session.engine(),
-        session.engine().model(), session.engine().max_model_len());
+        session.engine().model(), limits, session.engine().max_model_len());
   });
   write_stdout(options.json ? report.json + "\n" : report.table);
   return ExitCode::kOk;

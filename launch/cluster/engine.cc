@@ -40,7 +40,7 @@ struct Engine::Impl {
   Impl(const LaunchConfig& launch, OnLost on_lost)
       : config(launch),
         mode(choose_mode(launch.engine, launched_by_mpi() ? launcher_size() : -1)),
-        checkpoint(open_checkpoint(launch.engine.model_path)),
+        checkpoint(open_checkpoint(launch.engine.model_path, launch.engine.dummy_weights)),
         shell({.engine = launch.engine,
                   .max_queue = launch.max_queue,
                   .hang_timeout = Millis{launch.engine.timeout_s} * 1000},

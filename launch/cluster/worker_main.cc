@@ -82,10 +82,12 @@ int worker_main() {
       ticket.addresses, ticket.port, ticket.key, topology.rank(), ticket.timeout_s);
   ignore_signals();
   const ExitCode code = run_worker({.rank = topology.rank(),
+      .local_rank = world.local_rank(),
       .local_size = world.local_size(),
       .link = link.get(),
       .tp_comm = tp_comm.get(),
       .peers = peers.get(),
+      .broadcast = [&world](const Bytes& bytes) { return world.broadcast(bytes, /*root=*/0); },
       .own_process = true});
   leave_within(kFinalizeTime, static_cast<int>(code));
   return static_cast<int>(code);

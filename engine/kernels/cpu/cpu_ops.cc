@@ -8,6 +8,7 @@
 #include "engine/kernels/cpu/dispatch.h"
 #include "engine/kernels/cpu/sampler.h"
 #include "engine/kernels/cpu/scratch.h"
+#include "engine/kernels/cpu/step.h"
 
 namespace millrace {
 
@@ -49,6 +50,11 @@ struct AttentionTask {
 class CpuOps final : public Ops {
  public:
   CpuOps(ThreadPool& pool, const CpuKernels& kernels) : pool_(pool), kernels_(kernels) {}
+
+  void begin_step(const StepHeader* step, const int32_t* arrived, const SlotState& slots,
+      const StepArrays& arrays, const BatchView& batch, const AttentionShape& /*shape*/) override {
+    millrace::begin_step(*step, arrived, slots, arrays, batch);
+  }
 
   void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table,
       const TensorView& out) override {
@@ -215,14 +221,14 @@ class CpuOps final : public Ops {
     }
   }
 
-  void sample(const TensorView& logits, std::span<const SampleRow> rows,
-      std::span<SampleResult> results) override {
+  void sample(const TensorView& logits, std::span<const SampleRow> rows, SampledRow* results,
+      int32_t* ids) override {
     const auto count = static_cast<int64_t>(rows.size());
-    CHECK(is_rows(logits, count, logits.cols()) && results.size() == rows.size() &&
-          logits.cols() > 0);
+    CHECK(is_rows(logits, count, logits.cols()) && logits.cols() > 0);
     run(count, count * kSmallWork, [&](int64_t r) {
       const std::span<const float> row(logits.row_as<float>(r), static_cast<size_t>(logits.cols()));
-      results[static_cast<size_t>(r)] = sample_row(kernels_, row, rows[static_cast<size_t>(r)]);
+      results[r] = sample_row(kernels_, row, rows[static_cast<size_t>(r)]);
+      ids[r] = results[r].token;
     });
   }
 

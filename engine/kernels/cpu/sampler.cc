@@ -88,7 +88,9 @@ std::span<const float> penalize(std::span<const float> logits, const SampleRow& 
     CHECK(id >= 0 && static_cast<size_t>(id) < logits.size(), "id {} of {}", id, logits.size());
     return static_cast<size_t>(id);
   };
-  for (const int32_t id : row.output_ids) ++s.counts[valid(id)];
+  CHECK(row.num_prompt >= 0 && row.num_prompt <= row.num_ids);
+  const std::span<const int32_t> ids(row.ids, static_cast<size_t>(row.num_ids));
+  for (const int32_t id : ids.subspan(static_cast<size_t>(row.num_prompt))) ++s.counts[valid(id)];
   // Each id once: a count below zero says that it has had its turn.
   const auto once = [&](int32_t id) {
     const size_t i = valid(id);
@@ -102,17 +104,15 @@ std::span<const float> penalize(std::span<const float> logits, const SampleRow& 
     }
     logit = std::clamp(logit, -1e30f, 1e30f);
   };
-  for (const int32_t id : row.output_ids) once(id);
-  for (const int32_t id : row.prompt_ids) once(id);
-  for (const int32_t id : row.output_ids) s.counts[valid(id)] = 0;
-  for (const int32_t id : row.prompt_ids) s.counts[valid(id)] = 0;
+  for (const int32_t id : ids) once(id);
+  for (const int32_t id : ids) s.counts[valid(id)] = 0;
   return s.penalized;
 }
 
 // The n most likely tokens, best first, ties by lower id.
 std::vector<TokenLogprob> top_logprobs(
     std::span<const float> logits, float max, double log_total, int64_t n) {
-  n = std::min(n, static_cast<int64_t>(logits.size()));
+  n = std::min({n, int64_t{kMaxLogprobs}, static_cast<int64_t>(logits.size())});
   if (n <= 0) return {};
   const float cut = kth_largest(logits, max, n);
   std::vector<TokenLogprob> top;
@@ -175,31 +175,33 @@ int32_t draw_filtered(
 
 }  // namespace
 
-SampleResult sample_row(
+SampledRow sample_row(
     const CpuKernels& kernels, std::span<const float> logits, const SampleRow& row) {
   const SamplingParams& params = *row.params;
   const auto size = static_cast<int64_t>(logits.size());
-  SampleResult result;
+  SampledRow result;
   float max = 0;
-  result.finite = kernels.finite_max(logits.data(), size, &max);
-  if (!result.finite) return result;
+  result.finite = kernels.finite_max(logits.data(), size, &max) ? 1 : 0;
+  if (result.finite == 0) return result;
   double log_total = 0;
   if (params.num_logprobs >= 0) {
     log_total = std::log(kernels.scaled_exp(logits.data(), size, max, 1.0f, nullptr, nullptr));
-    result.token.top = top_logprobs(logits, max, log_total, params.num_logprobs);
+    const auto top = top_logprobs(logits, max, log_total, params.num_logprobs);
+    result.num_top = static_cast<int32_t>(top.size());
+    std::copy(top.begin(), top.end(), result.top);
   }
   const std::span<const float> penalized = penalize(logits, row);
   float best = max;
   if (params.has_penalties()) kernels.finite_max(penalized.data(), size, &best);
   if (params.temperature == 0) {
     const auto first = std::find(penalized.begin(), penalized.end(), best);
-    result.token.token = static_cast<int32_t>(first - penalized.begin());
+    result.token = static_cast<int32_t>(first - penalized.begin());
   } else {
-    result.token.token = draw_filtered(kernels, penalized, best, row);
+    result.token = draw_filtered(kernels, penalized, best, row);
   }
   if (params.num_logprobs >= 0) {
-    const float logit = logits[static_cast<size_t>(result.token.token)];
-    result.token.logprob = static_cast<float>(double{logit} - max - log_total);
+    const float logit = logits[static_cast<size_t>(result.token)];
+    result.logprob = static_cast<float>(double{logit} - max - log_total);
   }
   return result;
 }

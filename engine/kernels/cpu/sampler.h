@@ -9,7 +9,7 @@
 namespace millrace {
 
 // As Ops::sample says. Tokens that tie at the border of top-k or top-p stay in, all of them.
-SampleResult sample_row(
+SampledRow sample_row(
     const CpuKernels& kernels, std::span<const float> logits, const SampleRow& row);
 
 }  // namespace millrace

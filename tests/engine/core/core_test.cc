@@ -1,6 +1,10 @@
 // Views, buffers and the CPU device.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
 #include "engine/base/status.h"
 #include "engine/core/device.h"
 
@@ -41,11 +45,62 @@ TEST(CpuDevice, ZeroedAlignedAndCopied) {
   EXPECT_EQ(reinterpret_cast<uintptr_t>(t.view.data) % 64, 0u);
   for (int64_t i = 0; i < 15; ++i) EXPECT_EQ(t.view.as<float>()[i], 0.0f);
   const float value = 2.5f;
-  device->copy_to_device(t.buffer, 8, {reinterpret_cast<const uint8_t*>(&value), 4});
+  device->copy_to_device(t.view.data + 8, {reinterpret_cast<const uint8_t*>(&value), 4});
+  EXPECT_EQ(t.view.as<float>()[2], 2.5f);
   float back = 0;
-  device->copy_to_host({reinterpret_cast<uint8_t*>(&back), 4}, t.buffer, 8);
+  device->copy_to_host({reinterpret_cast<uint8_t*>(&back), 4}, t.view.data + 8);
   EXPECT_EQ(back, 2.5f);
   EXPECT_GT(device->free_bytes(), 1 << 20);
+}
+
+TEST(CpuDevice, WorkIsDoneWhenItsCallReturns) {
+  const auto device = make_cpu_device();
+  const Buffer a = device->allocate_host(16, "test");
+  const Buffer b = device->allocate(16, "test");
+  const auto begin = device->make_event();
+  const auto end = device->make_event();
+  begin->record();
+  std::fill_n(a.data(), 16, uint8_t{7});
+  device->enqueue_copy_in(b.data(), {a.data(), 8});
+  device->enqueue_copy(b.data() + 8, b.data() + 4, 4);
+  device->enqueue_copy_out({a.data(), 16}, b.data());
+  end->record();
+  EXPECT_EQ(std::count(a.data(), a.data() + 16, 7), 12);
+  EXPECT_TRUE(end->done());
+  EXPECT_GE(end->ms_since(*begin), 0);
+  EXPECT_LE(begin->ms_since(*end), 0);
+  EXPECT_FALSE(device->asynchronous());
+  device->capture(1, [] { FAIL() << "captured work does not run"; });
+  EXPECT_FALSE(device->replay(1));
+  EXPECT_EQ(device->weight_dtype(DType::kQ4_1), DType::kQ4_1);
+}
+
+// The halves nearest to the fp32 noise of the same seed.
+TEST(CpuDevice, NoiseIsRounded) {
+  const auto device = make_cpu_device();
+  constexpr int64_t kCount = 20000;
+  const Tensor wide = device->tensor(DType::kF32, {kCount}, "test");
+  const Tensor half = device->tensor(DType::kF16, {kCount}, "test");
+  const Tensor brain = device->tensor(DType::kBF16, {kCount}, "test");
+  for (const float deviation : {0.02f, 20000.0f}) {
+    for (const Tensor* t : {&wide, &half, &brain}) device->fill_normal(t->view, deviation, 5);
+    for (int64_t i = 0; i < kCount; ++i) {
+      const float x = wide.view.as<float>()[i];
+      const int bits = half.view.as<uint16_t>()[i];
+      const float sign = (bits & 0x8000) != 0 ? -1.0f : 1.0f;
+      const float value =
+          sign * std::ldexp(static_cast<float>(1024 + (bits & 1023)), (bits >> 10 & 31) - 25);
+      if (std::abs(x) >= 65520) {
+        ASSERT_EQ(bits & 0x7fff, 0x7c00);
+      } else if (std::abs(x) < 0x1p-14f) {
+        ASSERT_EQ(bits & 0x7fff, 0);
+      } else {
+        ASSERT_LE(std::abs(value - x), std::abs(x) * 0x1p-11f) << x;
+      }
+      const uint32_t word = uint32_t{brain.view.as<uint16_t>()[i]} << 16;
+      ASSERT_LE(std::abs(std::bit_cast<float>(word) - x), std::abs(x) * 0x1p-8f) << x;
+    }
+  }
 }
 
 TEST(CpuDevice, RefusalNamesTheThing) {

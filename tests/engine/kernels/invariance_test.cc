@@ -1,12 +1,12 @@
 // A row's bits depend on nothing but the row: not on its company, the threads or the chunks.
 #include <gtest/gtest.h>
 
-#include "tests/engine/kernels/reference.h"
+#include "tests/engine/kernels/cpu_backend.h"
+#include "tests/engine/kernels/paged_batch.h"
 
 namespace millrace {
 namespace {
 
-using reference::PagedBatch;
 using reference::Random;
 
 class InvarianceTest : public testing::TestWithParam<const CpuKernels*> {
@@ -27,7 +27,7 @@ class InvarianceTest : public testing::TestWithParam<const CpuKernels*> {
     }
   }
   // The same keys and values in every layout of blocks.
-  static void fill_alike(const PagedBatch& batch, const AttentionShape& shape, int32_t length) {
+  static void fill_alike(PagedBatch& batch, const AttentionShape& shape, int32_t length) {
     Random same(99);
     for (int32_t p = 0; p < length; ++p) {
       for (int32_t i = 0; i < shape.num_kv_heads * shape.head_dim; ++i) {
@@ -36,8 +36,12 @@ class InvarianceTest : public testing::TestWithParam<const CpuKernels*> {
         batch.slot(batch.v, 0, head, p)[i % shape.head_dim] = same.normal();
       }
     }
+    batch.upload_cache();
   }
+  Tensor rows(int64_t n, int64_t cols) { return backend_->upload(random_.matrix(n, cols)); }
 
+  std::unique_ptr<TestBackend> backend_ = make_cpu_backend(*GetParam());
+  std::unique_ptr<Ops> ops_ = backend_->make_ops();
   Random random_{23};
 };
 
@@ -45,10 +49,10 @@ TEST_P(InvarianceTest, Linear) {
   for (const DType dtype : reference::kWeightTypes) {
     for (const int64_t k : {576, 1536, 83}) {
       if (k % dtype_info(dtype).block_size != 0) continue;
-      const Tensor x = random_.rows(37, k);
-      const Tensor w = random_.weights(dtype, 150, k);
-      const Tensor alone = random_.rows(37, 150);
-      const Tensor got = random_.rows(37, 150);
+      const Tensor x = rows(37, k);
+      const Tensor w = backend_->upload(random_.weights(dtype, 150, k));
+      const Tensor alone = rows(37, 150);
+      const Tensor got = rows(37, 150);
       bool first_ops = true;
       for_threads([&](Ops& ops) {
         for (int64_t i = 0; i < 37; ++i) {
@@ -65,7 +69,7 @@ TEST_P(InvarianceTest, Linear) {
           expect_same_rows(alone.view.slice_rows(first, m), out);
         }
         // A rank that holds some of the outputs computes them alike.
-        const Tensor part = random_.rows(37, 61);
+        const Tensor part = rows(37, 61);
         ops.linear(x.view, w.view.slice_rows(50, 61), TensorView(), part.view);
         expect_same_rows(alone.view.slice_cols(50, 61), part.view);
       });
@@ -78,12 +82,12 @@ TEST_P(InvarianceTest, PrefillInChunksWholeAndTokenByToken) {
   for (const int32_t window : {0, 40}) {
     for (const int32_t dim : {64, 80}) {
       const AttentionShape shape{6, 2, dim, 0.125f, window};
-      const Tensor q = random_.rows(length, 6 * dim);
-      const Tensor want = random_.rows(length, 6 * dim);
-      const Tensor got = random_.rows(length, 6 * dim);
+      const Tensor q = rows(length, 6 * dim);
+      const Tensor want = rows(length, 6 * dim);
+      const Tensor got = rows(length, 6 * dim);
       bool first = true;
       for (const int32_t block_size : {16, 32, 64}) {
-        const PagedBatch batch(random_, {length}, {length}, shape, block_size);
+        PagedBatch batch(*backend_, *ops_, random_, {length}, {length}, shape, block_size);
         fill_alike(batch, shape, length);
         for_threads([&](Ops& ops) {
           for (const int32_t chunk : {length, 1, 7, 16, 33, 64}) {
@@ -110,10 +114,10 @@ TEST_P(InvarianceTest, PrefillInChunksWholeAndTokenByToken) {
 
 TEST_P(InvarianceTest, AttentionInCompany) {
   const AttentionShape shape{9, 3, 64, 0.125f, 0};
-  const PagedBatch batch(random_, {50, 1, 200, 77}, {20, 1, 1, 77}, shape, 16);
-  const Tensor q = random_.rows(99, 576);
-  const Tensor together = random_.rows(99, 576);
-  const Tensor alone = random_.rows(99, 576);
+  const PagedBatch batch(*backend_, *ops_, random_, {50, 1, 200, 77}, {20, 1, 1, 77}, shape, 16);
+  const Tensor q = rows(99, 576);
+  const Tensor together = rows(99, 576);
+  const Tensor alone = rows(99, 576);
   for_threads([&](Ops& ops) {
     ops.attention(q.view, batch.cache(), shape, batch.view, together.view);
     for (size_t s = 0; s < 4; ++s) {
@@ -131,12 +135,12 @@ TEST_P(InvarianceTest, AttentionInCompany) {
 }
 
 TEST_P(InvarianceTest, RowVerbs) {
-  const Tensor x = random_.rows(37, 575);
-  const Tensor y = random_.rows(37, 575);
-  const Tensor weight = random_.vector(575);
-  const Tensor want_norm = random_.rows(37, 575);
-  const Tensor want_silu = random_.rows(37, 575);
-  const Tensor got = random_.rows(37, 575);
+  const Tensor x = rows(37, 575);
+  const Tensor y = rows(37, 575);
+  const Tensor weight = backend_->upload_vector(random_.matrix(1, 575), DType::kF32);
+  const Tensor want_norm = rows(37, 575);
+  const Tensor want_silu = rows(37, 575);
+  const Tensor got = rows(37, 575);
   ThreadPool pool(1);
   const std::unique_ptr<Ops> one = make_cpu_ops_for(pool, *GetParam());
   for (int64_t i = 0; i < 37; ++i) {
@@ -146,11 +150,11 @@ TEST_P(InvarianceTest, RowVerbs) {
   }
   for_threads([&](Ops& ops) {
     for (int64_t m = 1; m <= 37; ++m) {
-      const auto rows = [m](const Tensor& t) { return t.view.slice_rows(37 - m, m); };
-      ops.rms_norm(rows(x), weight.view, 1e-5f, rows(got));
-      expect_same_rows(rows(want_norm), rows(got));
-      ops.silu_mul(rows(x), rows(y), rows(got));
-      expect_same_rows(rows(want_silu), rows(got));
+      const auto last = [m](const Tensor& t) { return t.view.slice_rows(37 - m, m); };
+      ops.rms_norm(last(x), weight.view, 1e-5f, last(got));
+      expect_same_rows(last(want_norm), last(got));
+      ops.silu_mul(last(x), last(y), last(got));
+      expect_same_rows(last(want_silu), last(got));
     }
   });
 }

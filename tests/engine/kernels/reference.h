@@ -1,6 +1,7 @@
-// What every verb should give, in plain double arithmetic, and the random inputs of these tests.
+// What every verb should give, in plain double arithmetic on the host, and random inputs.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -8,9 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/core/device.h"
-#include "engine/kernels/cpu/dispatch.h"
-#include "engine/kernels/ops.h"
+#include "engine/core/dtype.h"
 
 namespace millrace::reference {
 
@@ -21,6 +20,7 @@ inline double half_value(const uint8_t* p) {
   const int bits = p[0] | p[1] << 8;
   const int exponent = bits >> 10 & 31;
   const double mantissa = bits & 1023;
+  if (exponent == 31) return mantissa != 0 ? NAN : bits & 0x8000 ? -INFINITY : INFINITY;
   const double magnitude =
       exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
   return bits & 0x8000 ? -magnitude : magnitude;
@@ -53,38 +53,79 @@ inline double weight_value(const uint8_t* row, DType dtype, int64_t k) {
   return NAN;
 }
 
+// Rounds to nearest even. dtype: kF32, kF16 or kBF16.
+inline void store(float value, DType dtype, uint8_t* to) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  auto half = static_cast<uint32_t>(std::isnan(value) ? 0x7e00 : 0x7c00) | (bits >> 16 & 0x8000);
+  if (dtype == DType::kBF16) {
+    half = std::isnan(value) ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  } else if (std::isfinite(value)) {
+    // In units of the last place of its exponent; what carries into the next one fits as it is.
+    const int exponent = std::max(value == 0 ? -14 : std::ilogb(value), -14);
+    const auto units = static_cast<int>(std::nearbyint(std::ldexp(std::abs(value), 10 - exponent)));
+    const int magnitude = units < 1024 ? units : ((exponent + 15) << 10) + units - 1024;
+    half = static_cast<uint32_t>(std::min(magnitude, 0x7c00)) | (bits >> 16 & 0x8000);
+  }
+  if (dtype == DType::kF32) {
+    std::memcpy(to, &bits, 4);
+  } else {
+    std::memcpy(to, &half, 2);
+  }
+}
+inline float rounded(float value, DType dtype) {
+  if (dtype == DType::kF32) return value;
+  uint8_t stored[32] = {};
+  store(value, dtype, stored);
+  return static_cast<float>(weight_value(stored, dtype, 0));
+}
+
+struct Matrix {
+  int64_t rows = 0;
+  int64_t cols = 0;
+  std::vector<float> values;
+
+  Matrix() = default;
+  Matrix(int64_t num_rows, int64_t num_cols, float value = 0)
+      : rows(num_rows), cols(num_cols), values(static_cast<size_t>(num_rows * num_cols), value) {}
+  float* row(int64_t i) { return values.data() + i * cols; }
+  const float* row(int64_t i) const { return values.data() + i * cols; }
+};
+
+// A matrix as a file holds it.
+struct Weights {
+  DType dtype = DType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  std::vector<uint8_t> bytes;
+
+  const uint8_t* row(int64_t i) const { return bytes.data() + i * dtype_bytes(dtype, cols); }
+  std::vector<double> values(int64_t i) const {
+    std::vector<double> all;
+    for (int64_t k = 0; k < cols; ++k) all.push_back(weight_value(row(i), dtype, k));
+    return all;
+  }
+};
+
 class Random {
  public:
   explicit Random(uint32_t seed) : engine_(seed) {}
   int64_t below(int64_t n) { return std::uniform_int_distribution<int64_t>(0, n - 1)(engine_); }
   float normal() { return std::normal_distribution<float>()(engine_); }
-  void fill(const TensorView& t) {
-    for (int64_t r = 0; r < t.rows(); ++r) {
-      for (int64_t i = 0; i < t.count() / t.rows(); ++i) t.row_as<float>(r)[i] = normal();
-    }
-  }
-  Tensor rows(int64_t n, int64_t cols) {
-    Tensor t = device_->tensor(DType::kF32, {n, cols}, "test");
-    fill(t.view);
-    return t;
-  }
-  Tensor vector(int64_t n) {
-    Tensor t = device_->tensor(DType::kF32, {n}, "test");
-    for (int64_t i = 0; i < n; ++i) t.view.as<float>()[i] = normal();
-    return t;
+  Matrix matrix(int64_t rows, int64_t cols, DType dtype = DType::kF32) {
+    Matrix m(rows, cols);
+    for (float& value : m.values) value = rounded(normal(), dtype);
+    return m;
   }
   // Any stored bytes whose values lie within about 1: half exponents are kept low.
-  Tensor weights(DType dtype, int64_t n, int64_t k) {
-    Tensor t = device_->tensor(dtype, {n, k}, "test");
+  Weights weights(DType dtype, int64_t rows, int64_t cols) {
     const DTypeInfo info = dtype_info(dtype);
-    for (int64_t r = 0; r < n; ++r) {
-      for (int64_t b = 0; b < k / info.block_size; ++b) {
-        fill_block(t.view.row(r) + b * info.block_bytes, dtype, info.block_bytes);
-      }
+    Weights w{dtype, rows, cols, {}};
+    w.bytes.resize(static_cast<size_t>(rows * dtype_bytes(dtype, cols)));
+    for (size_t at = 0; at < w.bytes.size(); at += static_cast<size_t>(info.block_bytes)) {
+      fill_block(w.bytes.data() + at, dtype, info.block_bytes);
     }
-    return t;
+    return w;
   }
-  Device& device() { return *device_; }
 
  private:
   void put_half(uint8_t* p, int max_exponent) {
@@ -105,17 +146,16 @@ class Random {
   }
 
   std::mt19937 engine_;
-  std::unique_ptr<Device> device_ = make_cpu_device();
 };
 
 struct Dot {
   double value = 0;
   double magnitude = 0;  // of the terms: what rounding is measured against
 };
-inline Dot dot(const float* x, const TensorView& w, int64_t n) {
+inline Dot dot(const float* x, const std::vector<double>& w) {
   Dot d;
-  for (int64_t k = 0; k < w.cols(); ++k) {
-    const double term = double{x[k]} * weight_value(w.row(n), w.dtype, k);
+  for (size_t k = 0; k < w.size(); ++k) {
+    const double term = double{x[k]} * w[k];
     d.value += term;
     d.magnitude += std::abs(term);
   }
@@ -144,82 +184,6 @@ inline std::vector<double> rope(const float* x, const float* cos_sin, int dim, b
     out[static_cast<size_t>(a)] = x[a] * c - x[b] * s;
     out[static_cast<size_t>(b)] = x[b] * c + x[a] * s;
   }
-  return out;
-}
-
-// A paged cache with its sequences: block ids dealt at random, every slot that no token owns NaN.
-struct PagedBatch {
-  std::vector<int32_t> cu_tokens{0};
-  std::vector<int32_t> positions;
-  std::vector<std::vector<uint32_t>> tables;
-  std::vector<const uint32_t*> table_rows;
-  BatchView view;
-  Tensor k;
-  Tensor v;
-  KvCacheView cache() const { return {k.view, v.view}; }
-
-  // Sequence s has lengths[s] keys, of which the last counts[s] are this step's tokens.
-  PagedBatch(Random& random, const std::vector<int32_t>& lengths,
-      const std::vector<int32_t>& counts, const AttentionShape& shape, int32_t block_size) {
-    std::vector<uint32_t> ids;
-    int32_t total = 1;
-    for (const int32_t n : lengths) total += (n + block_size - 1) / block_size;
-    for (int32_t i = 0; i < total; ++i) ids.push_back(static_cast<uint32_t>(i));
-    for (size_t i = ids.size() - 1; i > 0; --i) {
-      std::swap(ids[i], ids[static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1))]);
-    }
-    for (Tensor* t : {&k, &v}) {
-      *t = random.device().tensor(
-          DType::kF32, {total, shape.num_kv_heads, block_size, shape.head_dim}, "cache");
-      std::fill_n(t->view.as<float>(), t->view.count(), NAN);
-    }
-    for (size_t s = 0; s < lengths.size(); ++s) {
-      tables.emplace_back();
-      for (int32_t n = 0; n < lengths[s]; n += block_size) {
-        tables.back().push_back(ids.back());
-        ids.pop_back();
-      }
-      for (int32_t p = 0; p < lengths[s]; ++p) {
-        for (int32_t h = 0; h < shape.num_kv_heads; ++h) {
-          for (int32_t d = 0; d < shape.head_dim; ++d) {
-            slot(k, s, h, p)[d] = random.normal();
-            slot(v, s, h, p)[d] = random.normal();
-          }
-        }
-      }
-      for (int32_t p = lengths[s] - counts[s]; p < lengths[s]; ++p) positions.push_back(p);
-      cu_tokens.push_back(static_cast<int32_t>(positions.size()));
-    }
-    for (const auto& table : tables) table_rows.push_back(table.data());
-    view = {static_cast<int32_t>(positions.size()), block_size, cu_tokens, positions, table_rows};
-  }
-  PagedBatch(const PagedBatch&) = delete;
-  float* slot(const Tensor& t, size_t s, int32_t head, int32_t p) const {
-    const auto block_size = static_cast<int32_t>(t.view.shape[2]);
-    const uint32_t block = tables[s][static_cast<size_t>(p / block_size)];
-    return t.view.row_as<float>(block) + (head * block_size + p % block_size) * t.view.shape[3];
-  }
-};
-
-// Attention of one row (sequence s, query head h, position p).
-inline std::vector<double> attention(const PagedBatch& batch, const AttentionShape& shape,
-    const float* q, size_t s, int32_t h, int32_t p) {
-  const int32_t kv = h / (shape.num_heads / shape.num_kv_heads);
-  const int32_t first = shape.window > 0 ? std::max(0, p - shape.window + 1) : 0;
-  double total = 0;
-  std::vector<double> out(static_cast<size_t>(shape.head_dim));
-  for (int32_t j = first; j <= p; ++j) {
-    double score = 0;
-    for (int32_t d = 0; d < shape.head_dim; ++d) {
-      score += double{q[d]} * batch.slot(batch.k, s, kv, j)[d];
-    }
-    const double e = std::exp(score * shape.scale);
-    total += e;
-    for (int32_t d = 0; d < shape.head_dim; ++d) {
-      out[static_cast<size_t>(d)] += e * batch.slot(batch.v, s, kv, j)[d];
-    }
-  }
-  for (double& value : out) value /= total;
   return out;
 }
 

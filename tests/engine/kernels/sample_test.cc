@@ -4,45 +4,113 @@
 #include <numeric>
 
 #include "engine/kernels/cpu/philox.h"
-#include "tests/engine/kernels/reference.h"
+#include "tests/engine/kernels/backend.h"
 
 namespace millrace {
 namespace {
 
-using reference::Random;
+using reference::Matrix;
 
-// kat_vectors of the authors' Random123.
-TEST(PhiloxTest, KnownAnswers) {
-  EXPECT_EQ(philox4x32({0, 0, 0, 0}, {0, 0}),
-      (PhiloxBlock{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
-  EXPECT_EQ(philox4x32({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}),
-      (PhiloxBlock{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
-  EXPECT_EQ(philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}),
-      (PhiloxBlock{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
-}
+// One row of a call.
+struct Draw {
+  SamplingParams params;
+  uint64_t position = 0;
+  std::vector<int32_t> prompt;
+  std::vector<int32_t> output;
+};
 
-class SampleTest : public testing::TestWithParam<const CpuKernels*> {
+class SampleTest : public BackendTest {
  protected:
-  SampleResult sample(const std::vector<float>& logits, const SamplingParams& params,
-      uint64_t position = 0, const std::vector<int32_t>& prompt = {},
-      const std::vector<int32_t>& output = {}) {
-    std::vector<float> copy = logits;
-    const TensorView view(copy.data(), DType::kF32, {1, static_cast<int64_t>(copy.size())});
-    const SampleRow row{&params, position, prompt, output};
-    SampleResult result;
-    ops_->sample(view, {&row, 1}, {&result, 1});
-    return result;
+  std::vector<SampledRow> sample(const Matrix& logits, const std::vector<Draw>& draws) {
+    std::vector<SamplingParams> params;
+    std::vector<int32_t> ids;
+    for (const Draw& draw : draws) {
+      params.push_back(draw.params);
+      ids.insert(ids.end(), draw.prompt.begin(), draw.prompt.end());
+      ids.insert(ids.end(), draw.output.begin(), draw.output.end());
+    }
+    const auto device_params = backend_->upload(params);
+    const auto device_ids = backend_->upload(ids);
+    std::vector<SampleRow> rows;
+    const int32_t* next = device_ids.data();
+    for (const Draw& draw : draws) {
+      const auto num_prompt = static_cast<int32_t>(draw.prompt.size());
+      const auto num_ids = num_prompt + static_cast<int32_t>(draw.output.size());
+      rows.push_back(
+          {device_params.data() + rows.size(), draw.position, next, num_prompt, num_ids});
+      next += num_ids;
+    }
+    const auto device_rows = backend_->upload(rows);
+    const Tensor device_logits = backend_->upload(logits, DType::kF32);
+    SampledRow unwritten;
+    unwritten.token = unwritten.finite = unwritten.num_top = -7;
+    const auto results = backend_->upload(std::vector<SampledRow>(draws.size(), unwritten));
+    const auto sampled_ids = backend_->upload(std::vector<int32_t>(draws.size(), -7));
+    ops_->sample(device_logits.view, device_rows.span(), results.data(), sampled_ids.data());
+    const auto got = backend_->download(results.data(), draws.size());
+    const auto got_ids = backend_->download(sampled_ids.data(), draws.size());
+    for (size_t r = 0; r < draws.size(); ++r) {
+      EXPECT_EQ(got_ids[r], got[r].finite != 0 ? got[r].token : 0);
+    }
+    return got;
+  }
+  SampledRow sample(const std::vector<float>& logits, const Draw& draw) {
+    Matrix row(1, static_cast<int64_t>(logits.size()));
+    row.values = logits;
+    return sample(row, std::vector<Draw>{draw}).front();
+  }
+  SampledRow sample(
+      const std::vector<float>& logits, const SamplingParams& params, uint64_t position = 0) {
+    return sample(logits, Draw{params, position, {}, {}});
+  }
+  // The same row at positions 0 to n - 1.
+  std::vector<int32_t> tokens(
+      const std::vector<float>& logits, const SamplingParams& params, int64_t n) {
+    std::vector<int32_t> all;
+    for (int64_t first = 0; first < n; first += kTestRows) {
+      const int64_t rows = std::min<int64_t>(kTestRows, n - first);
+      Matrix m(rows, static_cast<int64_t>(logits.size()));
+      std::vector<Draw> draws;
+      for (int64_t r = 0; r < rows; ++r) {
+        std::copy(logits.begin(), logits.end(), m.row(r));
+        draws.push_back({params, static_cast<uint64_t>(first + r), {}, {}});
+      }
+      for (const SampledRow& row : sample(m, draws)) all.push_back(row.token);
+    }
+    return all;
   }
 
-  // Draws at `draws` positions against what the definition says, by chi-square.
+  // num_logprobs < 0: none were asked for.
+  static void check_logprobs(
+      const SampledRow& got, const std::vector<float>& logits, int32_t num_logprobs) {
+    const auto n = std::clamp<size_t>(
+        num_logprobs < 0 ? 0 : static_cast<size_t>(num_logprobs), 0, logits.size());
+    ASSERT_EQ(got.num_top, static_cast<int32_t>(n));
+    if (num_logprobs < 0) return;
+    double total = 0;
+    for (const float v : logits) total += std::exp(double{v});
+    std::vector<int32_t> order(logits.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+    });
+    const auto logprob = [&](int32_t token) {
+      return double{logits[static_cast<size_t>(token)]} - std::log(total);
+    };
+    ASSERT_NEAR(got.logprob, logprob(got.token), 2e-5);
+    for (size_t i = 0; i < n; ++i) {
+      ASSERT_EQ(got.top[i].token, order[i]) << i;
+      ASSERT_NEAR(got.top[i].logprob, logprob(order[i]), 2e-5);
+    }
+  }
+
+  // Draws at many positions against what the definition says, by chi-square.
   void expect_distribution(
       const std::vector<float>& logits, SamplingParams params, const std::vector<double>& want) {
     constexpr int kDraws = 40000;
     params.seed = 1234;
     std::vector<int> counts(logits.size());
-    for (int i = 0; i < kDraws; ++i) {
-      ++counts[static_cast<size_t>(sample(logits, params, static_cast<uint64_t>(i)).token.token)];
-    }
+    for (const int32_t t : tokens(logits, params, kDraws)) ++counts[static_cast<size_t>(t)];
     double chi_square = 0;
     int cells = 0;
     for (size_t t = 0; t < want.size(); ++t) {
@@ -58,10 +126,6 @@ class SampleTest : public testing::TestWithParam<const CpuKernels*> {
     const double n = cells - 1;
     EXPECT_LT(chi_square, n + 4 * std::sqrt(2 * n) + 1e-9) << cells << " cells";
   }
-
-  ThreadPool pool_{2};
-  std::unique_ptr<Ops> ops_ = make_cpu_ops_for(pool_, *GetParam());
-  Random random_{31};
 };
 
 // The filters in the order ops.h states, by sorting.
@@ -109,16 +173,63 @@ TEST_P(SampleTest, DrawsFollowTheFilteredDistribution) {
   }
 }
 
+// The logits after penalties, as SamplingParams says.
+std::vector<float> penalized(std::vector<float> logits, const Draw& draw) {
+  const SamplingParams& p = draw.params;
+  std::vector<int> counts(logits.size());
+  std::vector<bool> seen(logits.size());
+  for (const int32_t id : draw.prompt) seen[static_cast<size_t>(id)] = true;
+  for (const int32_t id : draw.output) seen[static_cast<size_t>(id)] = true;
+  for (const int32_t id : draw.output) ++counts[static_cast<size_t>(id)];
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (!seen[i]) continue;
+    logits[i] = logits[i] > 0 ? logits[i] / p.repetition_penalty : logits[i] * p.repetition_penalty;
+    if (counts[i] == 0) continue;
+    logits[i] -= p.presence_penalty + p.frequency_penalty * static_cast<float>(counts[i]);
+  }
+  return logits;
+}
+
+// `token` is the best of the kept ones by logit and noise, as near as fp32 sums can tell.
+void expect_gumbel_argmax(int32_t token, const std::vector<float>& logits, const Draw& draw) {
+  SamplingParams p = draw.params;
+  std::vector<double> kept = filtered(logits, p);
+  const auto at = static_cast<size_t>(token);
+  ASSERT_LT(at, logits.size());
+  if (p.top_p < 1 && kept[at] == 0) {  // the border of top-p moves with the rounding of sums
+    p.top_p = std::min(1.0f, p.top_p + 1e-4f);
+    kept = filtered(logits, p);
+  } else if (p.top_p < 1) {
+    p.top_p -= 1e-4f;
+    const std::vector<double> surely = filtered(logits, p);
+    for (size_t t = 0; t < kept.size(); ++t) {
+      if (t != at && surely[t] == 0) kept[t] = 0;
+    }
+  }
+  ASSERT_GT(kept[at], 0) << "token " << token << " is filtered";
+  const auto score = [&](size_t t) {
+    const PhiloxBlock words = sampling_noise(p.seed, draw.position, static_cast<uint32_t>(t / 4));
+    const double u = (words[t % 4] + 0.5) * 0x1p-32;
+    return double{logits[t]} / double{p.temperature} - std::log(-std::log(u));
+  };
+  const double got = score(at);
+  for (size_t t = 0; t < logits.size(); ++t) {
+    if (kept[t] == 0) continue;
+    ASSERT_LE(score(t), got + 1e-4) << "token " << t << " beats " << token;
+  }
+}
+
 TEST_P(SampleTest, FiltersOverALargeVocabularyKeepTheRightTokens) {
   std::vector<float> logits(49152);
   for (float& v : logits) v = 3 * random_.normal();
-  for (const SamplingParams params :
+  for (SamplingParams params :
       {SamplingParams{.top_k = 40}, SamplingParams{.top_k = 3000}, SamplingParams{.top_p = 0.9f},
           SamplingParams{.min_p = 0.1f}, SamplingParams{.top_p = 0.5f, .top_k = 400}}) {
+    const std::vector<int32_t> got = tokens(logits, params, 192);
+    if (params.top_p < 1) params.top_p += 1e-4f;  // its border moves with the rounding of sums
     const std::vector<double> want = filtered(logits, params);
-    for (uint64_t i = 0; i < 200; ++i) {
-      const auto token = static_cast<size_t>(sample(logits, params, i).token.token);
-      ASSERT_GT(want[token], 0) << "token " << token;
+    for (const int32_t token : got) {
+      ASSERT_GT(want[static_cast<size_t>(token)], 0) << "token " << token;
     }
   }
 }
@@ -127,32 +238,76 @@ TEST_P(SampleTest, IsTheGumbelArgmaxOfItsNoise) {
   std::vector<float> logits(1001);
   for (float& v : logits) v = 2 * random_.normal();
   const SamplingParams params{.temperature = 0.8f, .seed = 0x123456789abcdefULL};
-  for (uint64_t position = 0; position < 50; ++position) {
-    double best = -1e300;
-    int32_t want = 0;
-    for (uint32_t t = 0; t < logits.size(); ++t) {
-      const double u = (sampling_noise(params.seed, position, t / 4)[t % 4] + 0.5) * 0x1p-32;
-      const double score = double{logits[t]} / double{0.8f} - std::log(-std::log(u));
-      if (score > best) {
-        best = score;
-        want = static_cast<int32_t>(t);
+  const std::vector<int32_t> got = tokens(logits, params, 50);
+  for (size_t i = 0; i < got.size(); ++i) {
+    expect_gumbel_argmax(got[i], logits, {params, i, {}, {}});
+  }
+}
+
+// All kinds of rows in one call, over vocabularies of odd and large sizes.
+TEST_P(SampleTest, MixedRowsOfEveryVocabulary) {
+  const SamplingParams kinds[] = {
+      {.temperature = 0},
+      {.temperature = 0.7f, .top_k = 50},
+      {.top_p = 0.9f, .num_logprobs = 20},
+      {.temperature = 0, .repetition_penalty = 1.3f, .num_logprobs = 3},
+      {.temperature = 1.1f, .min_p = 0.05f, .presence_penalty = 1.5f},
+      {.temperature = 0.9f,
+          .top_p = 0.8f,
+          .top_k = 200,
+          .repetition_penalty = 0.9f,
+          .frequency_penalty = 0.4f,
+          .num_logprobs = 0},
+      {.temperature = 2.0f, .num_logprobs = 1},
+  };
+  for (const int64_t vocabulary : {1, 2, 3, 31, 257, 1000, 1001, 32000, 49152, 128256}) {
+    Matrix logits = random_.matrix(14, vocabulary);
+    std::vector<Draw> draws;
+    for (size_t r = 0; r < 14; ++r) {
+      Draw draw{kinds[r % 7], 1000 * r, {}, {}};
+      draw.params.seed = r << 40 | 77;
+      for (int i = 0; i < 300; ++i) {
+        auto& ids = i < 200 ? draw.prompt : draw.output;
+        ids.push_back(static_cast<int32_t>(random_.below(std::min<int64_t>(vocabulary, 5000))));
       }
+      // Some rows peaked as a model's are, with the peak among the penalized ids.
+      float* row = logits.row(static_cast<int64_t>(r));
+      for (int64_t i = 0; i < vocabulary; ++i) row[i] *= r < 7 ? 1.0f : 4.0f;
+      row[draw.output[50]] += 8;
+      draws.push_back(std::move(draw));
     }
-    EXPECT_EQ(sample(logits, params, position).token.token, want);
+    const std::vector<SampledRow> got = sample(logits, draws);
+    for (size_t r = 0; r < draws.size(); ++r) {
+      const float* row = logits.row(static_cast<int64_t>(r));
+      const std::vector<float> raw(row, row + vocabulary);
+      const std::vector<float> after = penalized(raw, draws[r]);
+      ASSERT_EQ(got[r].finite, 1);
+      if (draws[r].params.temperature == 0) {
+        const float best = *std::max_element(after.begin(), after.end());
+        ASSERT_NEAR(after[static_cast<size_t>(got[r].token)], best, 1e-6 * std::abs(best));
+      } else {
+        expect_gumbel_argmax(got[r].token, after, draws[r]);
+      }
+      check_logprobs(got[r], raw, draws[r].params.num_logprobs);
+      if (HasFatalFailure()) FAIL() << "row " << r << " of " << vocabulary;
+    }
   }
 }
 
 TEST_P(SampleTest, GreedyTakesTheLowestOfTies) {
   std::vector<float> logits(1000, -1.0f);
   logits[700] = logits[31] = logits[999] = 2.5f;
-  EXPECT_EQ(sample(logits, {.temperature = 0}).token.token, 31);
+  EXPECT_EQ(sample(logits, {.temperature = 0}).token, 31);
+  std::vector<float> large(kTestVocabulary, -1.0f);
+  large[128255] = large[70001] = large[100000] = 2.5f;
+  EXPECT_EQ(sample(large, {.temperature = 0}).token, 70001);
 }
 
 TEST_P(SampleTest, TinyTemperatureIsGreedyAndHugeIsUniform) {
   std::vector<float> logits = {1, 5, 4.99f, -3};
   for (uint64_t i = 0; i < 100; ++i) {
-    EXPECT_EQ(sample(logits, {.temperature = 1e-30f, .seed = i}).token.token, 1);
-    EXPECT_EQ(sample(logits, {.temperature = 1e-42f, .seed = i}).token.token, 1);
+    EXPECT_EQ(sample(logits, {.temperature = 1e-30f, .seed = i}).token, 1);
+    EXPECT_EQ(sample(logits, {.temperature = 1e-42f, .seed = i}).token, 1);
   }
   expect_distribution(logits, {.temperature = 1e30f}, {0.25, 0.25, 0.25, 0.25});
 }
@@ -161,27 +316,16 @@ TEST_P(SampleTest, LogprobsAreOfTheRawDistribution) {
   std::vector<float> logits(777);
   for (float& v : logits) v = 4 * random_.normal();
   logits[5] = logits[600] = 20;
-  double total = 0;
-  for (const float v : logits) total += std::exp(double{v});
   const SamplingParams params{.temperature = 0, .repetition_penalty = 2.0f, .num_logprobs = 5};
-  const SampleResult r = sample(logits, params, 0, {5, 5}, {600});
-  EXPECT_NE(r.token.token, 5);
-  EXPECT_NEAR(
-      r.token.logprob, double{logits[static_cast<size_t>(r.token.token)]} - std::log(total), 1e-5);
-  ASSERT_EQ(r.token.top.size(), 5u);
-  std::vector<int32_t> order(777);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
-  });
-  for (size_t i = 0; i < 5; ++i) {
-    EXPECT_EQ(r.token.top[i].token, order[i]);
-    EXPECT_NEAR(r.token.top[i].logprob,
-        double{logits[static_cast<size_t>(order[i])]} - std::log(total), 1e-5);
-  }
-  EXPECT_TRUE(sample(logits, {.num_logprobs = 0}).token.top.empty());
-  EXPECT_LT(sample(logits, {.num_logprobs = 0}).token.logprob, 0);
-  EXPECT_EQ(sample({1.0f, 2.0f}, {.num_logprobs = 20}).token.top.size(), 2u);
+  const SampledRow r = sample(logits, Draw{params, 0, {5, 5}, {600}});
+  EXPECT_NE(r.token, 5);
+  check_logprobs(r, logits, 5);
+  check_logprobs(sample(logits, {.num_logprobs = 0}), logits, 0);
+  EXPECT_LT(sample(logits, {.num_logprobs = 0}).logprob, 0);
+  EXPECT_EQ(sample(std::vector<float>{1, 2}, {.num_logprobs = 20}).num_top, 2);
+  // Of equal ones the lowest ids.
+  check_logprobs(sample(std::vector<float>(5000, 0.5f), {.num_logprobs = 20}),
+      std::vector<float>(5000, 0.5f), 20);
 }
 
 TEST_P(SampleTest, Penalties) {
@@ -189,7 +333,7 @@ TEST_P(SampleTest, Penalties) {
   const auto greedy = [&](SamplingParams p, const std::vector<int32_t>& prompt,
                           const std::vector<int32_t>& output) {
     p.temperature = 0;
-    return sample(logits, p, 0, prompt, output).token.token;
+    return sample(logits, Draw{p, 0, prompt, output}).token;
   };
   EXPECT_EQ(greedy({}, {0}, {1}), 0);
   EXPECT_EQ(greedy({.repetition_penalty = 1.1f}, {0, 0, 0}, {}), 1);  // 2.73, once however often
@@ -206,24 +350,26 @@ TEST_P(SampleTest, Penalties) {
 }
 
 TEST_P(SampleTest, NonFiniteFailsThatRowAlone) {
-  std::vector<float> logits(3 * 50, 0.5f);
-  logits[50 + 49] = NAN;
-  logits[7] = 2;
-  logits[107] = 3;
-  const TensorView view(logits.data(), DType::kF32, {3, 50});
-  const SamplingParams params{.temperature = 0};
-  const std::vector<SampleRow> rows(3, SampleRow{&params, 0, {}, {}});
-  std::vector<SampleResult> results(3);
-  ops_->sample(view, rows, results);
-  EXPECT_TRUE(results[0].finite);
-  EXPECT_FALSE(results[1].finite);
-  EXPECT_TRUE(results[2].finite);
-  EXPECT_EQ(results[0].token.token, 7);
-  EXPECT_EQ(results[2].token.token, 7);
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    for (const int64_t at : {0, 1, 20000, 32766, 32767}) {
+      for (const float temperature : {0.0f, 1.0f}) {
+        Matrix logits(3, 32768, 0.5f);
+        logits.row(0)[7] = 50;
+        logits.row(1)[at] = bad;
+        logits.row(2)[9] = 50;
+        const Draw draw{{.temperature = temperature, .num_logprobs = 2}, 0, {}, {}};
+        const auto got = sample(logits, {draw, draw, draw});
+        EXPECT_EQ(got[0].finite, 1);
+        EXPECT_EQ(got[1].finite, 0) << bad << " at " << at;
+        EXPECT_EQ(got[2].finite, 1);
+        EXPECT_EQ(got[0].token, 7);
+        EXPECT_EQ(got[2].token, 9);
+      }
+    }
+  }
 }
 
-INSTANTIATE_TEST_SUITE_P(Levels, SampleTest, testing::ValuesIn(cpu_kernel_levels()),
-    [](const auto& info) { return std::string(info.param->name); });
+MILLRACE_ON_ALL_BACKENDS(SampleTest);
 
 }  // namespace
 }  // namespace millrace

@@ -79,7 +79,8 @@ class StageRank {
     decoder_.forward(hidden, batch, cache_.views(), progress);
     EXPECT_EQ(progress.load(), static_cast<uint64_t>(stage_.num_layers));
     if (!stage_.has_head) return {};
-    const TensorView logits = decoder_.logits(hidden, positions);
+    decoder_.compute_logits(hidden, positions);
+    const TensorView logits = decoder_.logits(count);
     return {logits.as<float>(), logits.as<float>() + logits.count()};
   }
 

@@ -1,0 +1,207 @@
+// The plan of a step's attention, the choice of kernels, and the plain kernel for what the tensor
+// core kernels do not take (fp32, other head sizes).
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cub/block/block_scan.cuh>
+
+#include "engine/kernels/cuda/attention.cuh"
+
+namespace millrace::cuda {
+
+namespace {
+
+constexpr int kPlanThreads = 1024;
+constexpr int kMaxPlainDim = 512;
+
+int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+bool on_tensor_cores(DType act, const AttentionShape& shape) {
+  constexpr int kDims[] = {64, 80, 96, 128, 256};
+  return act != DType::kF32 && shape.num_heads / shape.num_kv_heads <= 16 &&
+         std::find(std::begin(kDims), std::end(kDims), shape.head_dim) != std::end(kDims);
+}
+
+// Where things lie in the workspace, in bytes.
+struct Layout {
+  explicit Layout(const AttentionLimits& l) {
+    const AttentionShape& shape = l.shape;
+    const int64_t group = shape.num_heads / shape.num_kv_heads;
+    max_tiles = l.max_tokens * group / kPrefillRows + l.max_sequences;
+    tiles = aligned(sizeof(AttentionPlan));
+    first_item = tiles + aligned(max_tiles * int64_t{sizeof(int2)});
+    partial = first_item + aligned((l.max_sequences + 1) * int64_t{4});
+    const int64_t items = int64_t{kItemsPerWarp} * decode_warps(shape.head_dim, l.num_sms) +
+                          int64_t{l.max_sequences} * shape.num_kv_heads;
+    end = partial + aligned(items * group * (shape.head_dim + 2) * 4);
+  }
+  int64_t max_tiles, tiles, first_item, partial, end;
+};
+
+// running[0] grows by the sum of value(i) over i in [0, count); store(i, what came before i).
+template <typename Value, typename Store>
+__device__ int scan(int count, const Value& value, const Store& store) {
+  using Scan = cub::BlockScan<int, kPlanThreads>;
+  __shared__ typename Scan::TempStorage storage;
+  int running = 0;
+  for (int base = 0; base < count; base += kPlanThreads) {
+    const int i = base + static_cast<int>(threadIdx.x);
+    int before = 0, total = 0;
+    Scan(storage).ExclusiveSum(i < count ? value(i) : 0, before, total);
+    if (i < count) store(i, running + before);
+    running += total;
+    __syncthreads();
+  }
+  return running;
+}
+
+// One block. Decode items all have `chunk` keys (a sequence's last one fewer).
+__global__ void __launch_bounds__(kPlanThreads)
+    plan_kernel(BatchView batch, int num_sequences, int group, int num_kv_heads, int window,
+        int warps, AttentionPlan* plan, int32_t* first_item, int2* tiles) {
+  const int32_t* positions = batch.positions.data();
+  const int32_t* cu_tokens = batch.cu_tokens.data();
+  const auto keys_of = [&](int s) {
+    const int position = positions[s];
+    const int oldest = window > 0 && position >= window ? position - window + 1 : 0;
+    return position + 1 - oldest / kDecodeKeys * kDecodeKeys;
+  };
+  const int64_t keys = scan(batch.num_single, keys_of, [](int, int) {});
+  const int64_t wanted =
+      (keys * num_kv_heads + kItemsPerWarp * warps - 1) / (int64_t{kItemsPerWarp} * warps);
+  const int chunk = max(
+      2 * kDecodeKeys, static_cast<int>((wanted + kDecodeKeys - 1) / kDecodeKeys) * kDecodeKeys);
+  const int items = scan(
+      batch.num_single, [&](int s) { return (keys_of(s) + chunk - 1) / chunk; },
+      [&](int s, int before) { first_item[s] = before; });
+  const int num_tiles = scan(
+      num_sequences - batch.num_single,
+      [&](int i) {
+        const int s = batch.num_single + i;
+        return ((cu_tokens[s + 1] - cu_tokens[s]) * group + kPrefillRows - 1) / kPrefillRows;
+      },
+      [&](int i, int before) {
+        const int s = batch.num_single + i;
+        const int rows = (cu_tokens[s + 1] - cu_tokens[s]) * group;
+        for (int row = 0; row < rows; row += kPrefillRows) {
+          tiles[before + row / kPrefillRows] = make_int2(s, row);
+        }
+      });
+  if (threadIdx.x != 0) return;
+  first_item[batch.num_single] = items;
+  *plan = {chunk, items, num_tiles, 0};
+}
+
+// One warp a (token, head), key by key: any dtype and head size.
+template <typename T>
+__global__ void plain_kernel(AttentionArgs<T> a, int num_tokens) {
+  const int64_t row = int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32;
+  const int token = static_cast<int>(row / a.num_heads), head = static_cast<int>(row % a.num_heads);
+  if (token >= num_tokens) return;
+  const int lane = threadIdx.x % 32;
+  const int sequence = sequence_of(token, a.cu_tokens, a.num_single, a.num_sequences);
+  const int position = a.positions[token];
+  const uint32_t* table = a.block_tables[sequence];
+  constexpr int kEach = kMaxPlainDim / 32;
+  float q[kEach] = {}, sums[kEach] = {}, max = -INFINITY, weight = 0;
+  const T* from = a.q + token * a.q_stride + int64_t{head} * a.head_dim;
+  for (int i = 0; lane + 32 * i < a.head_dim; ++i) q[i] = to_float(from[lane + 32 * i]);
+  for (int key = a.first_key(position); key <= position; ++key) {
+    const int64_t place =
+        table[key / a.block_size] * a.block_stride +
+        (int64_t{head / a.group()} * a.block_size + key % a.block_size) * a.head_dim;
+    float score = 0;
+    for (int i = 0; lane + 32 * i < a.head_dim; ++i)
+      score += q[i] * to_float(a.k[place + lane + 32 * i]);
+    score = warp_reduce(score, Sum()) * a.scale_log2;
+    const float largest = fmaxf(max, score);
+    const float rescale = exp2f(max - largest), p = exp2f(score - largest);
+    max = largest;
+    weight = weight * rescale + p;
+    for (int i = 0; lane + 32 * i < a.head_dim; ++i) {
+      sums[i] = sums[i] * rescale + p * to_float(a.v[place + lane + 32 * i]);
+    }
+  }
+  T* to = a.out + token * a.out_stride + int64_t{head} * a.head_dim;
+  for (int i = 0; lane + 32 * i < a.head_dim; ++i)
+    to[lane + 32 * i] = from_float<T>(sums[i] / weight);
+}
+
+template <typename T>
+AttentionArgs<T> make_args(const AttentionLimits& limits, const TensorView& q,
+    const KvCacheView& cache, const BatchView& batch, void* workspace, const TensorView& out) {
+  const AttentionShape& shape = limits.shape;
+  const Layout layout(limits);
+  auto* base = static_cast<uint8_t*>(workspace);
+  constexpr auto kSize = static_cast<int64_t>(sizeof(T));
+  return {.q = q.as<T>(),
+      .out = out.as<T>(),
+      .k = cache.k.as<T>(),
+      .v = cache.v.as<T>(),
+      .q_stride = q.stride / kSize,
+      .out_stride = out.stride / kSize,
+      .block_stride = cache.k.stride / kSize,
+      .cu_tokens = batch.cu_tokens.data(),
+      .positions = batch.positions.data(),
+      .block_tables = batch.block_tables.data(),
+      .block_size = batch.block_size,
+      .num_heads = shape.num_heads,
+      .num_kv_heads = shape.num_kv_heads,
+      .head_dim = shape.head_dim,
+      .window = shape.window,
+      .num_single = batch.num_single,
+      .num_sequences = batch.num_sequences(),
+      .scale_log2 = shape.scale * 1.44269504f,
+      .plan = reinterpret_cast<const AttentionPlan*>(base),
+      .first_item = reinterpret_cast<const int32_t*>(base + layout.first_item),
+      .tiles = reinterpret_cast<const int2*>(base + layout.tiles),
+      .partial = reinterpret_cast<float*>(base + layout.partial)};
+}
+
+}  // namespace
+
+int64_t attention_workspace_bytes(const AttentionLimits& limits) { return Layout(limits).end; }
+
+void plan_attention(
+    const AttentionLimits& limits, const BatchView& batch, void* workspace, cudaStream_t stream) {
+  const AttentionShape& shape = limits.shape;
+  if (!on_tensor_cores(limits.act, shape)) return;
+  const Layout layout(limits);
+  auto* base = static_cast<uint8_t*>(workspace);
+  plan_kernel<<<1, kPlanThreads, 0, stream>>>(batch, batch.num_sequences(),
+      shape.num_heads / shape.num_kv_heads, shape.num_kv_heads, shape.window,
+      decode_warps(shape.head_dim, limits.num_sms), reinterpret_cast<AttentionPlan*>(base),
+      reinterpret_cast<int32_t*>(base + layout.first_item),
+      reinterpret_cast<int2*>(base + layout.tiles));
+  check_cuda(cudaGetLastError(), "plan_attention");
+}
+
+void attention(const AttentionLimits& limits, const TensorView& q, const KvCacheView& cache,
+    const BatchView& batch, void* workspace, const TensorView& out, cudaStream_t stream) {
+  const AttentionShape& shape = limits.shape;
+  CHECK(q.dtype == limits.act && out.dtype == limits.act && cache.k.dtype == limits.act &&
+        cache.v.dtype == limits.act && cache.k.stride == cache.v.stride);
+  CHECK(batch.num_sequences() <= limits.max_sequences && batch.num_tokens <= limits.max_tokens);
+  if (batch.num_tokens == 0) return;
+  dispatch_act(limits.act, [&]<typename T>() {
+    const auto args = make_args<T>(limits, q, cache, batch, workspace, out);
+    if constexpr (!std::is_same_v<T, float>) {
+      if (on_tensor_cores(limits.act, shape)) {
+        CHECK(in_packs(cache.k, cache.v) && q.stride % 4 == 0 && out.stride % 4 == 0);
+        if (batch.num_single > 0) decode_attention(args, limits.num_sms, stream);
+        const int64_t rows =
+            int64_t{batch.num_tokens - batch.num_single} * shape.num_heads / shape.num_kv_heads;
+        const int64_t tiles = rows / kPrefillRows + batch.num_sequences() - batch.num_single;
+        if (rows > 0) prefill_attention(args, static_cast<int>(tiles), stream);
+        return;
+      }
+    }
+    CHECK(shape.head_dim <= kMaxPlainDim, "heads of {}", shape.head_dim);
+    const int64_t warps = int64_t{batch.num_tokens} * shape.num_heads;
+    plain_kernel<T>
+        <<<static_cast<unsigned>((warps + 7) / 8), 256, 0, stream>>>(args, batch.num_tokens);
+    check_cuda(cudaGetLastError(), "plain attention");
+  });
+}
+
+}  // namespace millrace::cuda

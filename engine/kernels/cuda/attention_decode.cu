@@ -1,0 +1,150 @@
+// Decode: sequences of one token each. Keys are cut into items of equal size over all sequences and
+// KV heads (Flash-Decoding, Dao et al. 2023, balanced as in Stream-K); a warp takes items in turn,
+// all heads of a group at once, with a pipeline of its own. Sequences of several items are put
+// together in the order of their keys.
+#include "engine/kernels/cuda/attention.cuh"
+
+namespace millrace::cuda {
+
+namespace {
+
+constexpr int kStages = 3;
+template <int D>
+constexpr int kWarps = D <= 128 ? 8 : 4;
+template <int D>
+constexpr int kTileElements = kDecodeKeys* kTileStride<D>;
+
+// One item: keys [begin, end) of a sequence for one KV head.
+template <typename T, int D>
+__device__ void attend_item(const AttentionArgs<T>& a, const uint32_t* table, int kv_head,
+    int begin, int end, int oldest, T* tiles, WarpRows<T, D>& rows) {
+  const int lane = threadIdx.x % 32;
+  const auto load = [&](int tile) {
+    const int first = begin + tile * kDecodeKeys;
+    if (first < end) {
+      T* k = tiles + tile % kStages * 2 * kTileElements<D>;
+      load_tile<T, D, kDecodeKeys>(
+          a, table, kv_head, first, end, k, k + kTileElements<D>, lane, 32);
+    }
+    commit_copies();
+  };
+  __syncwarp();  // all have read the former item's tiles
+  for (int tile = 0; tile < kStages - 1; ++tile) load(tile);
+  for (int tile = 0; begin + tile * kDecodeKeys < end; ++tile) {
+    wait_copies<kStages - 2>();
+    __syncwarp();
+    load(tile + kStages - 1);  // over the tile that all have read by now
+    const int first = begin + tile * kDecodeKeys;
+    const T* k = tiles + tile % kStages * 2 * kTileElements<D>;
+    const bool masked = first + kDecodeKeys > end || first < oldest;
+    rows.template attend<kDecodeKeys>(k, k + kTileElements<D>, a.scale_log2, masked,
+        {oldest - first, oldest - first}, {end - first, end - first});
+  }
+  wait_copies<0>();
+}
+
+template <typename T, int D>
+__global__ void __launch_bounds__(32 * kWarps<D>) decode_kernel(AttentionArgs<T> a) {
+  extern __shared__ uint4 shared[];
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  T* const tiles = reinterpret_cast<T*>(shared) + warp * kStages * 2 * kTileElements<D>;
+  const int group = a.group(), chunk = a.plan->chunk;
+  const int total = a.plan->num_items * a.num_kv_heads;
+  // Items next to each other go to different multiprocessors.
+  for (int item = warp * gridDim.x + blockIdx.x; item < total; item += kWarps<D> * gridDim.x) {
+    const int kv_head = item % a.num_kv_heads, place = item / a.num_kv_heads;
+    int low = 0;
+    for (int high = a.num_single - 1; low < high;) {  // the sequence whose items hold `place`
+      const int middle = (low + high + 1) / 2;
+      if (a.first_item[middle] <= place) low = middle;
+      else high = middle - 1;
+    }
+    const int position = a.positions[low], oldest = a.first_key(position);
+    const int begin = oldest / kDecodeKeys * kDecodeKeys + (place - a.first_item[low]) * chunk;
+    const T* q_rows[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = g + 8 * h;
+      q_rows[h] = row < group ? a.q + low * a.q_stride + (kv_head * group + row) * D : nullptr;
+    }
+    WarpRows<T, D> rows;
+    rows.load_q(q_rows);
+    attend_item<T, D>(a, a.block_tables[low], kv_head, begin, min(begin + chunk, position + 1),
+        oldest, tiles, rows);
+    rows.finish();
+    const bool whole = a.first_item[low + 1] - a.first_item[low] == 1;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = g + 8 * h;
+      if (row >= group) continue;
+      if (whole) {
+        rows.store(a.out + low * a.out_stride + (kv_head * group + row) * D, h);
+        continue;
+      }
+      float* to = a.partial + (int64_t{item} * group + row) * (D + 2);
+#pragma unroll
+      for (int i = 0; i < D / 8; ++i) {
+        *reinterpret_cast<float2*>(to + 8 * i + 2 * t) =
+            make_float2(rows.sums[i][2 * h], rows.sums[i][2 * h + 1]);
+      }
+      if (t == 0) *reinterpret_cast<float2*>(to + D) = make_float2(rows.max[h], rows.weight[h]);
+    }
+  }
+}
+
+// One warp a (sequence, head): sums of its items, in order.
+template <typename T, int D>
+__global__ void combine_kernel(AttentionArgs<T> a) {
+  const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int sequence = row / a.num_heads, head = row % a.num_heads;
+  if (sequence >= a.num_single) return;
+  const int first = a.first_item[sequence], count = a.first_item[sequence + 1] - first;
+  if (count == 1) return;
+  const int group = a.group();
+  const auto partial = [&](int item) {
+    const int64_t index = int64_t{first + item} * a.num_kv_heads + head / group;
+    return a.partial + (index * group + head % group) * (D + 2);
+  };
+  float max = -INFINITY;
+  for (int item = lane; item < count; item += 32) max = fmaxf(max, partial(item)[D]);
+  max = warp_reduce(max, Max());
+  constexpr int kEach = (D + 31) / 32;
+  float sums[kEach] = {}, weight = 0;
+  for (int item = 0; item < count; ++item) {
+    const float* from = partial(item);
+    const float factor = exp2f(from[D] - max);
+    weight += from[D + 1] * factor;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (lane + 32 * i < D) sums[i] += from[lane + 32 * i] * factor;
+    }
+  }
+  T* to = a.out + sequence * a.out_stride + head * D;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (lane + 32 * i < D) to[lane + 32 * i] = from_float<T>(sums[i] / weight);
+  }
+}
+
+}  // namespace
+
+int decode_warps(int head_dim, int num_sms) { return num_sms * (head_dim <= 128 ? 8 : 4); }
+
+template <typename T>
+void decode_attention(const AttentionArgs<T>& args, int num_sms, cudaStream_t stream) {
+  dispatch_head_dim(args.head_dim, [&]<int D>() {
+    constexpr int kShared =
+        kWarps<D> * kStages * 2 * kTileElements<D> * static_cast<int>(sizeof(T));
+    check_cuda(cudaFuncSetAttribute(
+                   decode_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
+        "shared memory of attention");
+    decode_kernel<T, D><<<static_cast<unsigned>(num_sms), 32 * kWarps<D>, kShared, stream>>>(args);
+    const int rows = args.num_single * args.num_heads;
+    combine_kernel<T, D><<<static_cast<unsigned>((rows + 7) / 8), 256, 0, stream>>>(args);
+  });
+  check_cuda(cudaGetLastError(), "decode attention");
+}
+template void decode_attention(const AttentionArgs<__half>&, int, cudaStream_t);
+template void decode_attention(const AttentionArgs<__nv_bfloat16>&, int, cudaStream_t);
+
+}  // namespace millrace::cuda

@@ -1,0 +1,104 @@
+// Prefill and mixed rows: a block takes 128 rows (token, head of the group) of one KV head, its
+// eight warps 16 each, and goes through the keys in tiles that the next copies overtake.
+#include "engine/kernels/cuda/attention.cuh"
+
+namespace millrace::cuda {
+
+namespace {
+
+constexpr int kWarps = kPrefillRows / 16;
+constexpr int kThreads = 32 * kWarps;
+
+template <int D>
+constexpr int kTileElements = kPrefillKeys* kTileStride<D>;
+
+template <typename T, int D>
+__global__ void __launch_bounds__(kThreads) prefill_kernel(AttentionArgs<T> a) {
+  extern __shared__ uint4 shared[];
+  T* const tiles = reinterpret_cast<T*>(shared);  // k, v of two stages
+  // The last tiles have the most keys: they begin first.
+  const int index = a.plan->num_tiles - 1 - static_cast<int>(blockIdx.x);
+  if (index < 0) return;
+  const int sequence = a.tiles[index].x, first_row = a.tiles[index].y;
+  const int kv_head = blockIdx.y, group = a.group();
+  const int first_token = a.cu_tokens[sequence];
+  const int num_rows = (a.cu_tokens[sequence + 1] - first_token) * group;
+  const int first_position = a.positions[first_token];
+  const int last_row = min(first_row + kPrefillRows, num_rows) - 1;
+  const int end = first_position + last_row / group + 1;
+  const int begin = a.first_key(first_position + first_row / group) / kPrefillKeys * kPrefillKeys;
+  const uint32_t* table = a.block_tables[sequence];
+
+  const int g = threadIdx.x % 32 / 4;
+  int position[2], oldest[2];
+  int64_t token_row[2];
+  int head[2];
+  bool inside[2];
+  const T* q_rows[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int row = first_row + threadIdx.x / 32 * 16 + g + 8 * h;
+    inside[h] = row < num_rows;
+    const int token = min(row, num_rows - 1) / group;
+    position[h] = first_position + token;
+    oldest[h] = a.first_key(position[h]);
+    token_row[h] = first_token + token;
+    head[h] = kv_head * group + row % group;
+    q_rows[h] = inside[h] ? a.q + token_row[h] * a.q_stride + head[h] * D : nullptr;
+  }
+  WarpRows<T, D> rows;
+  rows.load_q(q_rows);
+
+  const auto load = [&](int first, int stage) {
+    if (first < end) {
+      T* k = tiles + 2 * stage * kTileElements<D>;
+      load_tile<T, D, kPrefillKeys>(
+          a, table, kv_head, first, end, k, k + kTileElements<D>, threadIdx.x, kThreads);
+    }
+    commit_copies();
+  };
+  // What the whole warp sees, so that it skips and masks tiles as one.
+  const int warp_first = first_row + threadIdx.x / 32 * 16;
+  const int warp_begin = a.first_key(first_position + warp_first / group);
+  const int warp_low = first_position + warp_first / group;
+  const int warp_high = first_position + min(warp_first + 15, num_rows - 1) / group;
+  load(begin, 0);
+  for (int first = begin, stage = 0; first < end; first += kPrefillKeys, stage ^= 1) {
+    load(first + kPrefillKeys, stage ^ 1);
+    wait_copies<1>();
+    __syncthreads();
+    if (first <= warp_high && first + kPrefillKeys > warp_begin && warp_first < num_rows) {
+      const T* k = tiles + 2 * stage * kTileElements<D>;
+      const bool masked = first + kPrefillKeys > warp_low + 1 || first < a.first_key(warp_high);
+      rows.template attend<kPrefillKeys>(k, k + kTileElements<D>, a.scale_log2, masked,
+          {oldest[0] - first, oldest[1] - first},
+          {position[0] + 1 - first, position[1] + 1 - first});
+    }
+    __syncthreads();
+  }
+  wait_copies<0>();
+  rows.finish();
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (inside[h]) rows.store(a.out + token_row[h] * a.out_stride + head[h] * D, h);
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void prefill_attention(const AttentionArgs<T>& args, int max_tiles, cudaStream_t stream) {
+  dispatch_head_dim(args.head_dim, [&]<int D>() {
+    constexpr int kShared = 4 * kTileElements<D> * static_cast<int>(sizeof(T));
+    check_cuda(cudaFuncSetAttribute(
+                   prefill_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
+        "shared memory of attention");
+    const dim3 grid(static_cast<unsigned>(max_tiles), static_cast<unsigned>(args.num_kv_heads));
+    prefill_kernel<T, D><<<grid, kThreads, kShared, stream>>>(args);
+  });
+  check_cuda(cudaGetLastError(), "prefill attention");
+}
+template void prefill_attention(const AttentionArgs<__half>&, int, cudaStream_t);
+template void prefill_attention(const AttentionArgs<__nv_bfloat16>&, int, cudaStream_t);
+
+}  // namespace millrace::cuda

@@ -1,0 +1,99 @@
+#include "engine/kernels/cuda/cuda_ops.h"
+
+#include <algorithm>
+
+#include "engine/kernels/cuda/gemm.h"
+#include "engine/kernels/cuda/kernels.h"
+
+namespace millrace {
+
+namespace {
+
+class CudaOps final : public Ops {
+ public:
+  CudaOps(CudaDevice& device, const CudaOpsLimits& limits)
+      : stream_(device.stream()),
+        tune_(limits.tune),
+        attention_limits_{limits.shape, device.activation_dtype(), limits.max_sequences,
+            limits.max_tokens, device.num_sms()},
+        gemm_(stream_, limits.gemm_cache),
+        attention_workspace_(device.allocate(
+            cuda::attention_workspace_bytes(attention_limits_), "the workspace of attention")),
+        sample_workspace_(
+            device.allocate(cuda::sample_workspace_bytes(limits.max_rows, limits.vocabulary),
+                "the workspace of sampling")) {}
+  ~CudaOps() override { gemm_.save(); }
+
+  void begin_step(const StepHeader* step, const int32_t* arrived, const SlotState& slots,
+      const StepArrays& arrays, const BatchView& batch, const AttentionShape& shape) override {
+    CHECK(batch.num_sequences() <= attention_limits_.max_sequences &&
+              batch.num_tokens <= attention_limits_.max_tokens,
+        "{} rows, {} tokens", batch.num_sequences(), batch.num_tokens);
+    CHECK(shape == attention_limits_.shape);
+    cuda::begin_step(step, arrived, slots, arrays, batch, stream_);
+    if (batch.num_tokens > 0) {
+      cuda::plan_attention(attention_limits_, batch, attention_workspace_.data(), stream_);
+    }
+  }
+  void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table,
+      const TensorView& out) override {
+    cuda::embed(ids, first_id, table, out, stream_);
+  }
+  void rms_norm(
+      const TensorView& x, const TensorView& weight, float eps, const TensorView& out) override {
+    cuda::add_rms_norm(x, TensorView(), weight, eps, out, stream_);
+  }
+  void add_rms_norm(const TensorView& x, const TensorView& residual, const TensorView& weight,
+      float eps, const TensorView& out) override {
+    cuda::add_rms_norm(x, residual, weight, eps, out, stream_);
+  }
+  void linear(const TensorView& x, const TensorView& w, const TensorView& bias,
+      const TensorView& out) override {
+    if (tune_ && !capturing()) gemm_.tune(x, w, bias, out);
+    gemm_.run(x, w, bias, out);
+  }
+  void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,
+      const RopeTable& rope, const AttentionShape& shape, const BatchView& batch,
+      const KvCacheView& cache) override {
+    cuda::rope_kv_write(q, k, v, rope, shape, batch, cache, stream_);
+  }
+  void attention(const TensorView& q, const KvCacheView& cache, const AttentionShape&,
+      const BatchView& batch, const TensorView& out) override {
+    cuda::attention(attention_limits_, q, cache, batch, attention_workspace_.data(), out, stream_);
+  }
+  void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out) override {
+    cuda::silu_mul(gate, up, out, stream_);
+  }
+  void add(const TensorView& x, const TensorView& y) override { cuda::add(x, y, stream_); }
+  void gather_rows(
+      const TensorView& x, std::span<const int32_t> rows, const TensorView& out) override {
+    cuda::gather_rows(x, rows, out, stream_);
+  }
+  void sample(const TensorView& logits, std::span<const SampleRow> rows, SampledRow* results,
+      int32_t* ids) override {
+    tune_ = false;  // the first request is there
+    cuda::sample(logits, rows, results, ids, sample_workspace_.data(), stream_);
+  }
+
+ private:
+  bool capturing() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check_cuda(cudaStreamIsCapturing(stream_, &status), "cudaStreamIsCapturing");
+    return status != cudaStreamCaptureStatusNone;
+  }
+
+  cudaStream_t stream_;
+  bool tune_;
+  cuda::AttentionLimits attention_limits_;
+  cuda::Gemm gemm_;
+  Buffer attention_workspace_;
+  Buffer sample_workspace_;
+};
+
+}  // namespace
+
+std::unique_ptr<Ops> make_cuda_ops(CudaDevice& device, const CudaOpsLimits& limits) {
+  return std::make_unique<CudaOps>(device, limits);
+}
+
+}  // namespace millrace

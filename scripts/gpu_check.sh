@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Acceptance on real GPUs, in parts of at most 8 minutes each; figures go to $OUT/gpu_figures.jsonl
+# (OUT defaults to build/). Needs a built tree (MILLRACE_BUILD, default build/).
+#
+#   scripts/gpu_check.sh kernels   one GPU: kernel tests, goldens in float32, SmolLM2 against the CPU
+#   scripts/gpu_check.sh sanitize  one GPU: the kernel tests under compute-sanitizer
+#   scripts/gpu_check.sh tables    one GPU: decode, prefill and offline rows of the 8B shape
+#   scripts/gpu_check.sh two       two GPUs: goldens and SmolLM2 at TP 2 and PP 2, 8B rows
+#   scripts/gpu_check.sh large     two GPUs of 140 GB: 70B rows
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+build=${MILLRACE_BUILD:-$build_dir}
+export MILLRACE=$build/millrace OUT=${OUT:-$build_dir} NCCL_NVLS_ENABLE=0
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+failed=0
+run() { say "== $*"; "$@" || { say "FAILED: $*"; failed=$((failed + 1)); }; }
+check() { run python3 scripts/gpu_check.py "$@"; }
+
+case ${1:-} in
+  kernels)
+    run "$build/tests/kernels_cuda_test" --gtest_brief=1
+    check goldens 1x1
+    [ ! -f "$model" ] || check parity "$model" 1x1 ;;
+  sanitize)
+    for tool in memcheck racecheck; do
+      run compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
+        "$build/tests/kernels_cuda_test" --gtest_brief=1 "--gtest_filter=${2:-*}"
+    done ;;
+  tables)
+    check bench decode
+    check bench prefill
+    check bench offline ;;
+  two)
+    check goldens 2x1 1x2
+    [ ! -f "$model" ] || check parity "$model" 2x1 1x2
+    check bench decode-short 2x1
+    check bench decode-short 1x2
+    check bench prefill 2x1
+    check bench offline-1024 2x1
+    check bench offline-1024 1x2 ;;
+  large)
+    check bench decode-short 2x1 llama-3.1-70b
+    check bench decode-short 1x2 llama-3.1-70b ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+esac
+say "$failed failed"
+[ "$failed" = 0 ]
