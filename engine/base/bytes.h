@@ -1,14 +1,21 @@
 // Little-endian writing and bounds-checked reading of flat bytes: the only way values cross a
 // process boundary. No object is ever serialized; a reader that runs short turns bad and stays so.
+//
+// A struct that crosses names its fields once, for both ways, next to its definition:
+//   void fields(auto& io, Is<Start> auto& start) { io(start.num_blocks); }
+//   bool within_limits(const Start& start);
+// and encode() and decode() serve it.
 #pragma once
 
 #include <bit>
+#include <concepts>
 #include <cstdint>
 #include <cstring>
 #include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace millrace {
@@ -19,6 +26,10 @@ using Bytes = std::vector<uint8_t>;
 
 template <typename T>
 concept Scalar = std::is_arithmetic_v<T> || std::is_enum_v<T>;
+
+// T itself, const or not: what a field list is written for.
+template <typename T, typename Struct>
+concept Is = std::same_as<std::remove_const_t<T>, Struct>;
 
 class ByteWriter {
  public:
@@ -34,6 +45,20 @@ class ByteWriter {
     bytes_.insert(bytes_.end(), p, p + values.size_bytes());
   }
   void put_string(std::string_view s) { put_array(std::span<const char>(s.data(), s.size())); }
+  // Each value in turn: scalars as stored, strings and vectors of scalars with their count, structs
+  // by their fields().
+  template <typename... T>
+  void operator()(const T&... values) {
+    (add(values), ...);
+  }
+  // A count, then each struct; the reader refuses more than `max`.
+  template <typename T>
+  void list(const std::vector<T>& values, size_t /*max*/) {
+    put(static_cast<uint32_t>(values.size()));
+    for (const T& value : values) add(value);
+  }
+  // A sentence, cut to `max` bytes: the peer would refuse all of a longer one.
+  void text(std::string_view s, size_t max) { put_string(s.substr(0, max)); }
   // Writes `value` over bytes already put, for lengths known late.
   template <Scalar T>
   void patch(size_t offset, T value) {
@@ -43,6 +68,16 @@ class ByteWriter {
   Bytes take() { return std::move(bytes_); }
 
  private:
+  template <typename T>
+  void add(const T& value) {
+    if constexpr (Scalar<T>) {
+      put(value);
+    } else if constexpr (requires { std::span(value); }) {
+      put_array(std::span(value));
+    } else {
+      fields(*this, value);
+    }
+  }
   Bytes bytes_;
 };
 
@@ -52,6 +87,7 @@ class ByteReader {
 
   template <Scalar T>
   T get() {
+    if constexpr (std::same_as<T, bool>) return get<uint8_t>() != 0;  // any byte may come
     T value{};
     if (const uint8_t* p = advance(sizeof(T))) std::memcpy(&value, p, sizeof(T));
     return value;
@@ -71,6 +107,23 @@ class ByteReader {
     const auto chars = get_array<char>();
     return std::string(chars.begin(), chars.end());
   }
+  // The same values that a ByteWriter was called with.
+  template <typename... T>
+  void operator()(T&... values) {
+    (read(values), ...);
+  }
+  // Turns bad at a count above `max`. Memory is taken as elements come, so that a count alone can
+  // never ask for more than the frame holds.
+  template <typename T>
+  void list(std::vector<T>& values, size_t max) {
+    const auto count = get<uint32_t>();
+    ok_ &= count <= max;
+    while (ok_ && values.size() < count) read(values.emplace_back());
+  }
+  void text(std::string& s, size_t max) {
+    s = get_string();
+    ok_ &= s.size() <= max;
+  }
   // The next `size` bytes as a reader of their own (a section).
   ByteReader sub(size_t size) {
     const uint8_t* p = advance(size);
@@ -82,6 +135,18 @@ class ByteReader {
   size_t remaining() const { return rest_.size(); }
 
  private:
+  template <typename T>
+  void read(T& value) {
+    if constexpr (Scalar<T>) {
+      value = get<T>();
+    } else if constexpr (std::same_as<T, std::string>) {
+      value = get_string();
+    } else if constexpr (requires { std::span(value); }) {
+      value = get_array<typename T::value_type>();
+    } else {
+      fields(*this, value);
+    }
+  }
   const uint8_t* advance(size_t size) {
     if (!ok_ || size > rest_.size()) {
       ok_ = false;
@@ -95,5 +160,24 @@ class ByteReader {
   std::span<const uint8_t> rest_;
   bool ok_ = true;
 };
+
+// Any struct with fields().
+template <typename T>
+Bytes encode(const T& value) {
+  ByteWriter out;
+  out(value);
+  return out.take();
+}
+
+// False, and `value` as it was, when the bytes are not exactly one T within its limits.
+template <typename T>
+bool decode(std::span<const uint8_t> bytes, T* value) {
+  ByteReader in(bytes);
+  T read;
+  in(read);
+  if (!in.done() || !within_limits(std::as_const(read))) return false;
+  *value = std::move(read);
+  return true;
+}
 
 }  // namespace millrace

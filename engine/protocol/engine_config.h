@@ -31,8 +31,12 @@ struct EngineConfig {
   bool tune = false;           // measure GEMM algorithms that the cache does not know
 };
 
-void put(ByteWriter& out, const EngineConfig& config);
-EngineConfig get_engine_config(ByteReader& in);
+void fields(auto& io, Is<EngineConfig> auto& config) {
+  io(config.model_path, config.tp, config.pp, config.pp_layers, config.block_size,
+      config.kv_cache_bytes, config.max_num_seqs, config.max_num_batched_tokens,
+      config.max_model_len, config.threads, config.timeout_s, config.device, config.dtype,
+      config.dummy_weights, config.tune);
+}
 // Every number in the range its comment names. Whether pp_layers fits the model is for the cut.
 bool within_limits(const EngineConfig& config);
 

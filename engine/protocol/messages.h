@@ -1,5 +1,6 @@
 // Everything else that crosses the control plane: handshake, readiness, heartbeats, the end.
-// A frame on a link is FrameHeader, then `length` bytes of body.
+// A frame on a link is FrameHeader, then `length` bytes of body: encode() of one of these values.
+// within_limits() is what a reader holds a value to.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,7 @@ namespace millrace {
 
 inline constexpr uint32_t kProtocolVersion = 1;
 inline constexpr uint32_t kMaxFrameBytes = 64u << 20;
+inline constexpr size_t kMaxTextBytes = 64 << 10;  // of a sentence or description
 
 enum class FrameType : uint16_t {
   kWelcome = 1,    // coordinator -> worker: EngineConfig
@@ -32,6 +34,9 @@ struct FrameHeader {
   uint32_t epoch = 0;
   uint32_t length = 0;
 };
+void fields(auto& io, Is<FrameHeader> auto& header) {
+  io(header.version, header.type, header.epoch, header.length);
+}
 inline constexpr size_t kFrameHeaderBytes = 12;
 
 // What a rank found when it had loaded its part.
@@ -43,11 +48,18 @@ struct Ready {
   uint64_t config_hash = 0;  // of model shape and layout as this rank read them
   std::string description;   // device and layers, for the log: "cpu, 2 threads, layers 0-14"
 };
+void fields(auto& io, Is<Ready> auto& ready) {
+  io(ready.rank, ready.weight_bytes, ready.kv_bytes_per_block, ready.num_blocks, ready.config_hash);
+  io.text(ready.description, kMaxTextBytes);
+}
+bool within_limits(const Ready& ready);
 
 // The coordinator's answer to all Ready: the minimum over ranks.
 struct Start {
   uint32_t num_blocks = 0;
 };
+void fields(auto& io, Is<Start> auto& start) { io(start.num_blocks); }
+bool within_limits(const Start& start);
 
 // Every second, from a thread of its own; progress stands still when the compute thread hangs.
 struct Heartbeat {
@@ -55,27 +67,23 @@ struct Heartbeat {
   uint64_t steps_done = 0;
   uint64_t progress = 0;  // ticks once per layer
 };
+void fields(auto& io, Is<Heartbeat> auto& beat) { io(beat.rank, beat.steps_done, beat.progress); }
+bool within_limits(const Heartbeat& heartbeat);
 
 struct Failed {
   int32_t rank = 0;
   int32_t exit_code = 0;  // ExitCode
   std::string message;
 };
+void fields(auto& io, Is<Failed> auto& failed) {
+  io(failed.rank, failed.exit_code);
+  io.text(failed.message, kMaxTextBytes);
+}
+bool within_limits(const Failed& failed);
 
 // A whole frame: header and body, ready to be sent.
 Bytes make_frame(FrameType type, uint32_t epoch, std::span<const uint8_t> body);
 // False on a short span, a wrong version, an unknown type or a length above kMaxFrameBytes.
 bool decode(std::span<const uint8_t> bytes, FrameHeader* header);
-
-Bytes encode(const EngineConfig& config);
-Bytes encode(const Ready& ready);
-Bytes encode(const Start& start);
-Bytes encode(const Heartbeat& heartbeat);
-Bytes encode(const Failed& failed);
-bool decode(std::span<const uint8_t> bytes, EngineConfig* config);
-bool decode(std::span<const uint8_t> bytes, Ready* ready);
-bool decode(std::span<const uint8_t> bytes, Start* start);
-bool decode(std::span<const uint8_t> bytes, Heartbeat* heartbeat);
-bool decode(std::span<const uint8_t> bytes, Failed* failed);
 
 }  // namespace millrace

@@ -4,32 +4,6 @@
 
 namespace millrace {
 
-void put(ByteWriter& out, const SamplingParams& params) {
-  out.put(params.temperature);
-  out.put(params.top_p);
-  out.put(params.min_p);
-  out.put(params.top_k);
-  out.put(params.repetition_penalty);
-  out.put(params.presence_penalty);
-  out.put(params.frequency_penalty);
-  out.put(params.seed);
-  out.put(params.num_logprobs);
-}
-
-SamplingParams get_sampling_params(ByteReader& in) {
-  SamplingParams params;
-  params.temperature = in.get<float>();
-  params.top_p = in.get<float>();
-  params.min_p = in.get<float>();
-  params.top_k = in.get<int32_t>();
-  params.repetition_penalty = in.get<float>();
-  params.presence_penalty = in.get<float>();
-  params.frequency_penalty = in.get<float>();
-  params.seed = in.get<uint64_t>();
-  params.num_logprobs = in.get<int32_t>();
-  return params;
-}
-
 bool within_limits(const SamplingParams& params) {
   // Comparisons with a NaN are false, so each is written to hold for the good values.
   return std::isfinite(params.temperature) && params.temperature >= 0 &&  //

@@ -31,8 +31,10 @@ struct SamplingParams {
   bool operator==(const SamplingParams&) const = default;
 };
 
-void put(ByteWriter& out, const SamplingParams& params);
-SamplingParams get_sampling_params(ByteReader& in);
+void fields(auto& io, Is<SamplingParams> auto& params) {
+  io(params.temperature, params.top_p, params.min_p, params.top_k, params.repetition_penalty,
+      params.presence_penalty, params.frequency_penalty, params.seed, params.num_logprobs);
+}
 // Every field finite and in the range its comment names.
 bool within_limits(const SamplingParams& params);
 
@@ -50,6 +52,7 @@ struct TokenLogprob {
   int32_t token = 0;
   float logprob = 0;
 };
+void fields(auto& io, Is<TokenLogprob> auto& entry) { io(entry.token, entry.logprob); }
 
 // A sampled token as it travels from the last stage to the edge.
 struct SampledToken {
@@ -57,5 +60,9 @@ struct SampledToken {
   float logprob = 0;              // of the model's own distribution (before temperature)
   std::vector<TokenLogprob> top;  // the asked n highest, best first
 };
+void fields(auto& io, Is<SampledToken> auto& sampled) {
+  io(sampled.token, sampled.logprob);
+  io.list(sampled.top, kMaxLogprobs);
+}
 
 }  // namespace millrace

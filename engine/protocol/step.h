@@ -12,6 +12,7 @@ namespace millrace {
 using BlockId = uint32_t;
 
 inline constexpr int32_t kMaxRowTokens = (1 << 14) - 1;  // a row's count is 14 bits on the wire
+inline constexpr size_t kMaxRows = 65536;                // one per slot
 
 // Which of a row's positions give logits: `kLast` samples a token. Two bits on the wire, so that
 // `all` (prompt logprobs, verification of drafts) can join them.
@@ -26,6 +27,10 @@ struct Admission {
   SamplingParams sampling;
   std::vector<int32_t> token_ids;  // all known ids
 };
+void fields(auto& io, Is<Admission> auto& admission) {
+  io(admission.slot, admission.num_computed, admission.num_prompt, admission.sampling,
+      admission.token_ids);
+}
 
 // One sequence's share of a step. Four bytes on the wire; new blocks stand in their own section.
 struct Row {
@@ -58,6 +63,10 @@ struct RowResult {
   RowStatus status = RowStatus::kOk;
   std::vector<SampledToken> tokens;  // one for kLast
 };
+void fields(auto& io, Is<RowResult> auto& row) {
+  io(row.slot, row.status);
+  io.list(row.tokens, kMaxRowTokens);
+}
 
 // Sent by tp rank 0 of every stage; rows come from the last stage alone.
 struct StepResult {
@@ -68,11 +77,14 @@ struct StepResult {
   uint32_t idle_us = 0;     // waiting for a plan or for the stage before, since the last step
   std::vector<RowResult> rows;
 };
+void fields(auto& io, Is<StepResult> auto& result) {
+  io(result.sequence, result.stage, result.compute_us, result.comm_us, result.idle_us);
+  io.list(result.rows, kMaxRows);
+}
+bool within_limits(const StepResult& result);
 
 Bytes encode(const StepPlan& plan);
-Bytes encode(const StepResult& result);
-// False when the bytes are not exactly one well-formed value within the protocol's limits.
+// False when the bytes are not exactly one well-formed plan within the protocol's limits.
 bool decode(std::span<const uint8_t> bytes, StepPlan* plan);
-bool decode(std::span<const uint8_t> bytes, StepResult* result);
 
 }  // namespace millrace
