@@ -60,8 +60,8 @@ struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
       port = acceptor.local_endpoint().port();
     } catch (const boost::system::system_error& error) {
       throw Error(ExitCode::kAddress,
-          fmt::format("cannot listen for workers on {}: {}; name an address of this host", address,
-              error.code().message()));
+          "cannot listen for workers on {}: {}; name an address of this host", address,
+          error.code().message());
     }
   }
 

@@ -26,8 +26,8 @@ void check_mpi(int result, const char* verb) {
   int length = 0;
   MPI_Error_string(result, text, &length);
   throw Error(ExitCode::kWorkerLost,
-      fmt::format("{} failed: {}; another rank may have ended, its log comes first", verb,
-          std::string_view(text, static_cast<size_t>(length))));
+      "{} failed: {}; another rank may have ended, its log comes first", verb,
+      std::string_view(text, static_cast<size_t>(length)));
 }
 
 void free_mpi_comm(int handle, std::mutex& mutex) {

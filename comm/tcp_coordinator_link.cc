@@ -188,9 +188,9 @@ std::unique_ptr<CoordinatorLink> dial_coordinator(const std::vector<std::string>
     std::this_thread::sleep_for(kRetryPause);
   }
   throw Error(ExitCode::kAddress,
-      fmt::format("rank {} cannot reach the coordinator within {} s ({}); check that its "
-                  "host accepts connections from this one",
-          rank, timeout_s, reasons.empty() ? "no address given" : reasons));
+      "rank {} cannot reach the coordinator within {} s ({}); check that its host accepts "
+      "connections from this one",
+      rank, timeout_s, reasons.empty() ? "no address given" : reasons);
 }
 
 }  // namespace millrace

@@ -14,12 +14,12 @@ namespace millrace {
 File::File(const std::string& path, ExitCode exit_code) : path_(path), exit_code_(exit_code) {
   fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd_ < 0) {
-    throw Error(exit_code, fmt::format("cannot open '{}': {}", path, std::strerror(errno)));
+    throw Error(exit_code, "cannot open '{}': {}", path, std::strerror(errno));
   }
   struct stat info {};
   if (::fstat(fd_, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd_);
-    throw Error(exit_code, fmt::format("'{}' is not a regular file", path));
+    throw Error(exit_code, "'{}' is not a regular file", path);
   }
   size_ = static_cast<uint64_t>(info.st_size);
 }
@@ -39,12 +39,12 @@ void File::read_at(uint64_t offset, std::span<uint8_t> out) const {
     const ssize_t got = ::pread(fd_, out.data(), out.size(), static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) {
-      throw Error(exit_code_, fmt::format("cannot read '{}': {}", path_, std::strerror(errno)));
+      throw Error(exit_code_, "cannot read '{}': {}", path_, std::strerror(errno));
     }
     if (got == 0) {
-      throw Error(exit_code_, fmt::format("'{}' ends at byte {}, {} bytes too early: the file is "
-                                          "torn; copy or download it again",
-                                  path_, offset, out.size()));
+      throw Error(exit_code_,
+          "'{}' ends at byte {}, {} bytes too early: the file is torn; copy or download it again",
+          path_, offset, out.size());
     }
     offset += static_cast<uint64_t>(got);
     out = out.subspan(static_cast<size_t>(got));
@@ -54,8 +54,8 @@ void File::read_at(uint64_t offset, std::span<uint8_t> out) const {
 std::string read_file(const std::string& path, uint64_t max_bytes, ExitCode exit_code) {
   const File file(path, exit_code);
   if (file.size() > max_bytes) {
-    throw Error(exit_code, fmt::format("'{}' has {} bytes; at most {} are accepted for such a file",
-                               path, file.size(), max_bytes));
+    throw Error(exit_code, "'{}' has {} bytes; at most {} are accepted for such a file", path,
+        file.size(), max_bytes);
   }
   std::string text(file.size(), '\0');
   file.read_at(0, {reinterpret_cast<uint8_t*>(text.data()), text.size()});

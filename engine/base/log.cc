@@ -38,8 +38,8 @@ Level level_from_name(std::string_view name) {
   if (name == "warning") return Level::kWarning;
   if (name == "error") return Level::kError;
   if (name == "off") return Level::kOff;
-  throw Error(ExitCode::kUsage,
-      fmt::format("unknown log level '{}': use debug, info, warning, error or off", name));
+  throw Error(
+      ExitCode::kUsage, "unknown log level '{}': use debug, info, warning, error or off", name);
 }
 
 bool enabled(Level level) { return level >= threshold.load(std::memory_order_relaxed); }

@@ -2,9 +2,12 @@
 // environment's (Error, with the process's exit code). Values; any thread.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace millrace {
 
@@ -61,6 +64,11 @@ class Error : public std::runtime_error {
  public:
   Error(ExitCode exit_code, const std::string& message)
       : std::runtime_error(message), exit_code_(exit_code) {}
+  template <typename First, typename... Rest>
+  Error(
+      ExitCode exit_code, fmt::format_string<First, Rest...> format, First&& first, Rest&&... rest)
+      : Error(exit_code,
+            fmt::format(format, std::forward<First>(first), std::forward<Rest>(rest)...)) {}
   ExitCode exit_code() const { return exit_code_; }
 
  private:

@@ -76,7 +76,7 @@ void FileCheckpoint::read(const std::string& tensor, Range rows, Range cols, uin
       }
     }
   } catch (const Error& error) {
-    throw Error(error.exit_code(), fmt::format("tensor '{}': {}", tensor, error.what()));
+    throw Error(error.exit_code(), "tensor '{}': {}", tensor, error.what());
   }
 }
 
@@ -86,24 +86,22 @@ void check_tensors(const StoredModel& model, const std::string& path) {
     const auto found = model.tensors.find(expected.name);
     if (found == model.tensors.end()) {
       throw Error(ExitCode::kModel,
-          fmt::format("'{}' has no tensor '{}', which its config asks for: the files are "
-                      "incomplete or do not belong together; download the model again",
-              path, expected.name));
+          "'{}' has no tensor '{}', which its config asks for: the files are incomplete or do not "
+          "belong together; download the model again",
+          path, expected.name);
     }
     const StoredTensor& stored = found->second;
     if (stored.info.shape != expected.shape) {
       throw Error(ExitCode::kModel,
-          fmt::format("tensor '{}' of '{}' has the shape [{}], but the config asks for "
-                      "[{}]: the files do not belong together; download the model again",
-              expected.name, path, fmt::join(stored.info.shape, ", "),
-              fmt::join(expected.shape, ", ")));
+          "tensor '{}' of '{}' has the shape [{}], but the config asks for [{}]: the files do not "
+          "belong together; download the model again",
+          expected.name, path, fmt::join(stored.info.shape, ", "), fmt::join(expected.shape, ", "));
     }
     if (!stored.readable) {
       throw Error(ExitCode::kModel,
-          fmt::format("tensor '{}' of '{}' is stored as {}; supported are F32, F16 and "
-                      "BF16, and in GGUF files also Q8_0, Q4_0 and Q4_1: use a file of "
-                      "one of these types",
-              expected.name, path, stored.type_name));
+          "tensor '{}' of '{}' is stored as {}; supported are F32, F16 and BF16, and in GGUF files "
+          "also Q8_0, Q4_0 and Q4_1: use a file of one of these types",
+          expected.name, path, stored.type_name);
     }
   }
 }
@@ -124,6 +122,16 @@ std::string model_name(const fs::path& path) {
 }
 
 }  // namespace
+
+std::optional<DType> readable_dtype(std::string_view type_name) {
+  constexpr std::pair<std::string_view, DType> kReadable[] = {{"F32", DType::kF32},
+      {"F16", DType::kF16}, {"BF16", DType::kBF16}, {"Q8_0", DType::kQ8_0}, {"Q4_0", DType::kQ4_0},
+      {"Q4_1", DType::kQ4_1}};
+  for (const auto& [name, dtype] : kReadable) {
+    if (name == type_name) return dtype;
+  }
+  return std::nullopt;
+}
 
 int64_t checked_count(const std::vector<int64_t>& shape) {
   int64_t count = 1;
@@ -148,10 +156,10 @@ std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path, bool 
   std::error_code code;
   const fs::file_status status = fs::status(path, code);
   if (!fs::exists(status)) {
-    throw Error(
-        ExitCode::kModel, fmt::format("there is no model at '{}'; give the path of a model folder "
-                                      "(config.json, *.safetensors) or of a .gguf file",
-                              path));
+    throw Error(ExitCode::kModel,
+        "there is no model at '{}'; give the path of a model folder "
+        "(config.json, *.safetensors) or of a .gguf file",
+        path);
   }
   StoredModel model;
   if (fs::is_directory(status)) {
@@ -166,11 +174,9 @@ std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path, bool 
     model = read_gguf_model(path);
   } else {
     const bool weights = fs::path(path).extension() == ".safetensors";
-    throw Error(
-        ExitCode::kModel, fmt::format("'{}' is not a GGUF file; {}", path,
-                              weights ? "give the folder that holds it, with its config.json"
-                                      : "give a model folder (config.json, *.safetensors) or a "
-                                        ".gguf file"));
+    throw Error(ExitCode::kModel, "'{}' is not a GGUF file; {}", path,
+        weights ? "give the folder that holds it, with its config.json"
+                : "give a model folder (config.json, *.safetensors) or a .gguf file");
   }
   check_tensors(model, path);
   return std::make_shared<FileCheckpoint>(std::move(model), model_name(path), dummy);

@@ -2,10 +2,9 @@
 
 #include <fmt/format.h>
 
-#include <array>
-#include <bit>
 #include <boost/json/value.hpp>
 
+#include "engine/base/bytes.h"
 #include "engine/base/hash.h"
 #include "engine/base/status.h"
 #include "engine/model/families.h"
@@ -20,51 +19,24 @@ namespace json = boost::json;
 
 // Fields that change what a layer computes, from families and forks that reuse a known model_type.
 // Each is harmless with the value given here (or absent); with another one we would be wrong.
-struct NeutralField {
-  std::string_view name;
-  double neutral;  // a number or, for switches, 0 = false
-};
-constexpr std::array kNeutralFields = {
-    NeutralField{"partial_rotary_factor", 1},
-    NeutralField{"rotary_pct", 1},
-    NeutralField{"attention_multiplier", 1},
-    NeutralField{"embedding_multiplier", 1},
-    NeutralField{"residual_multiplier", 1},
-    NeutralField{"logits_scaling", 1},
-    NeutralField{"logit_scale", 1},
-    NeutralField{"attn_logit_softcapping", 0},
-    NeutralField{"final_logit_softcapping", 0},
-    NeutralField{"clip_qkv", 0},
-    NeutralField{"num_local_experts", 0},
-    NeutralField{"num_experts", 0},
-    NeutralField{"use_qk_norm", 0},
-    NeutralField{"qk_layernorm", 0},
-    NeutralField{"alibi", 0},
-    NeutralField{"is_encoder_decoder", 0},
-};
+constexpr std::string_view kMustBeOne[] = {"partial_rotary_factor", "rotary_pct",
+    "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling",
+    "logit_scale"};
+constexpr std::string_view kMustBeOff[] = {"attn_logit_softcapping", "final_logit_softcapping",
+    "clip_qkv", "num_local_experts", "num_experts", "use_qk_norm", "qk_layernorm", "alibi",
+    "is_encoder_decoder"};
 
 void refuse_what_changes_the_result(const JsonFields& fields) {
-  for (const NeutralField& field : kNeutralFields) {
-    const json::value* value = fields.find(field.name);
-    if (value == nullptr) continue;
-    const bool neutral = value->is_bool()     ? value->as_bool() == (field.neutral != 0)
-                         : value->is_number() ? value->to_number<double>() == field.neutral
-                                              : false;
-    if (!neutral) {
-      fields.fail(
-          fmt::format("'{}' is set, which this build does not compute; use a model of a "
-                      "supported family ({})",
-              field.name, supported_families()));
-    }
-  }
+  for (const std::string_view name : kMustBeOne) fields.refuse_unless(name, 1);
+  for (const std::string_view name : kMustBeOff) fields.refuse_unless(name, 0);
   if (const std::string act = fields.text("hidden_act").value_or("silu");
       act != "silu" && act != "swish") {
-    fields.fail(fmt::format("'hidden_act' is '{}'; only 'silu' is supported", act));
+    fields.fail("'hidden_act' is '{}'; only 'silu' is supported", act);
   }
   if (fields.find("quantization_config") != nullptr) {
     fields.fail(
-        "'quantization_config' is set, but quantized safetensors are not supported; use "
-        "the unquantized model or a GGUF file");
+        "'quantization_config' is set, but quantized safetensors are not supported; use the "
+        "unquantized model or a GGUF file");
   }
   if (const json::value* types = fields.find("layer_types"); types != nullptr) {
     for (const json::value& type : types->is_array() ? types->as_array() : json::array{nullptr}) {
@@ -91,9 +63,9 @@ void check_sliding_window(const JsonFields& fields, const Family& family, int32_
   const int64_t window = fields.integer("sliding_window", 0, INT64_MAX).value_or(if_silent);
   if (window > 0 && window < max_position) {
     fields.fail(
-        fmt::format("'sliding_window' is {} (null would be none), but sliding-window "
-                    "attention is not supported; use a model without it",
-            window));
+        "'sliding_window' is {} (null would be none), but sliding-window attention is not "
+        "supported; use a model without it",
+        window);
   }
 }
 
@@ -106,7 +78,7 @@ std::vector<int32_t> token_ids(const JsonFields& fields, std::string_view name) 
   std::vector<int32_t> ids;
   for (const json::value& id : value->as_array()) {
     if (!id.is_int64() || id.as_int64() < 0 || id.as_int64() > ConfigLimits::kVocab) {
-      fields.fail(fmt::format("'{}' holds something that is not a token id", name));
+      fields.fail("'{}' holds something that is not a token id", name);
     }
     ids.push_back(static_cast<int32_t>(id.as_int64()));
   }
@@ -114,15 +86,12 @@ std::vector<int32_t> token_ids(const JsonFields& fields, std::string_view name) 
 }
 
 void read_shape(const JsonFields& fields, const Family& family, ModelConfig& config) {
-  const auto required = [&](std::string_view name, int64_t max) {
-    return static_cast<int32_t>(fields.required_integer(name, 1, max));
-  };
-  config.num_layers = required("num_hidden_layers", ConfigLimits::kLayers);
-  config.hidden_size = required("hidden_size", ConfigLimits::kHidden);
-  config.intermediate_size = required("intermediate_size", ConfigLimits::kIntermediate);
-  config.num_heads = required("num_attention_heads", ConfigLimits::kHeads);
-  config.vocab_size = required("vocab_size", ConfigLimits::kVocab);
-  config.max_position = required("max_position_embeddings", ConfigLimits::kPositions);
+  config.num_layers = fields.required("num_hidden_layers", ConfigLimits::kLayers);
+  config.hidden_size = fields.required("hidden_size", ConfigLimits::kHidden);
+  config.intermediate_size = fields.required("intermediate_size", ConfigLimits::kIntermediate);
+  config.num_heads = fields.required("num_attention_heads", ConfigLimits::kHeads);
+  config.vocab_size = fields.required("vocab_size", ConfigLimits::kVocab);
+  config.max_position = fields.required("max_position_embeddings", ConfigLimits::kPositions);
   const int64_t default_kv_heads =
       family.default_kv_heads > 0 ? family.default_kv_heads : config.num_heads;
   config.num_kv_heads = static_cast<int32_t>(
@@ -132,29 +101,29 @@ void read_shape(const JsonFields& fields, const Family& family, ModelConfig& con
   } else if (config.hidden_size % config.num_heads == 0) {
     config.head_dim = config.hidden_size / config.num_heads;
   } else {
-    fields.fail(fmt::format("'num_attention_heads' ({}) does not divide 'hidden_size' ({})",
-        config.num_heads, config.hidden_size));
+    fields.fail("'num_attention_heads' ({}) does not divide 'hidden_size' ({})", config.num_heads,
+        config.hidden_size);
   }
   config.rms_norm_eps = static_cast<float>(fields.number("rms_norm_eps", 0, 1).value_or(1e-6));
   config.tie_embeddings = fields.boolean("tie_word_embeddings").value_or(false);
   config.attention_bias = fields.boolean("attention_bias").value_or(false);
   config.mlp_bias = fields.boolean("mlp_bias").value_or(false);
   if (!family.has_bias_switches && (config.attention_bias || config.mlp_bias)) {
-    fields.fail(fmt::format("the family '{}' has no biases, but a bias is asked for", family.name));
+    fields.fail("the family '{}' has no biases, but a bias is asked for", family.name);
   }
 }
 
 RopeKind rope_kind(const JsonFields& rope) {
   const std::string kind = rope.text("rope_type").value_or(rope.text("type").value_or("default"));
-  if (kind == "default") return RopeKind::kDefault;
-  if (kind == "linear") return RopeKind::kLinear;
-  if (kind == "llama3") return RopeKind::kLlama3;
-  if (kind == "dynamic") return RopeKind::kDynamicNtk;
-  if (kind == "yarn") return RopeKind::kYarn;
+  constexpr std::pair<std::string_view, RopeKind> kKinds[] = {{"default", RopeKind::kDefault},
+      {"linear", RopeKind::kLinear}, {"llama3", RopeKind::kLlama3},
+      {"dynamic", RopeKind::kDynamicNtk}, {"yarn", RopeKind::kYarn}};
+  for (const auto& [name, value] : kKinds) {
+    if (kind == name) return value;
+  }
   rope.fail(
-      fmt::format("the rope scaling '{}' is not supported; known are default, linear, "
-                  "llama3, dynamic and yarn",
-          kind));
+      "the rope scaling '{}' is not supported; known are default, linear, llama3, dynamic and yarn",
+      kind);
 }
 
 double yarn_attention_factor(const JsonFields& rope, double factor) {
@@ -181,10 +150,7 @@ RopeConfig read_rope(const JsonFields& fields, int64_t max_position) {
   const JsonFields scaling(given->as_object(), fields.where() + " (rope scaling)");
   for (const auto& [key, value] : given->as_object()) {
     if (value.is_object())
-      scaling.fail(
-          fmt::format("'{}': one rope per layer type is not "
-                      "supported",
-              std::string_view(key)));
+      scaling.fail("'{}': one rope per layer type is not supported", std::string_view(key));
   }
   rope.kind = rope_kind(scaling);
   rope.theta = scaling.number("rope_theta", 1.01, kMax).value_or(rope.theta);
@@ -232,8 +198,8 @@ ModelConfig parse_hf_config(std::string_view config_json, std::string_view gener
   if (!model_type) fields.fail("'model_type' is missing: this is not the config of a model");
   const Family* family = find_family_by_hf(*model_type);
   if (family == nullptr) {
-    fields.fail(fmt::format("the model type '{}' is not supported; supported are: {}", *model_type,
-        supported_families()));
+    fields.fail("the model type '{}' is not supported; supported are: {}", *model_type,
+        supported_families());
   }
   check_architectures(fields);
   refuse_what_changes_the_result(fields);
@@ -258,56 +224,39 @@ ModelConfig parse_hf_config(std::string_view config_json, std::string_view gener
 }
 
 void check_config(const ModelConfig& config, const std::string& where) {
-  const auto fail = [&](const std::string& message) {
-    throw Error(ExitCode::kModel, fmt::format("{}: {}", where, message));
+  const auto fail = [&]<typename... Args>(fmt::format_string<Args...> format, Args&&... args) {
+    throw Error(
+        ExitCode::kModel, "{}: {}", where, fmt::format(format, std::forward<Args>(args)...));
   };
   if (config.num_heads % config.num_kv_heads != 0) {
-    fail(fmt::format("{} KV heads do not divide {} heads", config.num_kv_heads, config.num_heads));
+    fail("{} KV heads do not divide {} heads", config.num_kv_heads, config.num_heads);
   }
   if (config.head_dim % 2 != 0 || config.head_dim < 4) {
-    fail(fmt::format(
-        "a head size of {} cannot be rotated: it must be even and at least 4", config.head_dim));
+    fail("a head size of {} cannot be rotated: it must be even and at least 4", config.head_dim);
   }
   if (int64_t{config.num_heads} * config.head_dim > (1 << 20)) {
-    fail(fmt::format("{} heads of size {} are too many", config.num_heads, config.head_dim));
+    fail("{} heads of size {} are too many", config.num_heads, config.head_dim);
   }
   if (!(config.rms_norm_eps > 0)) fail("the epsilon of the norms is not positive");
-  if (config.bos_token_id >= config.vocab_size) {
-    fail(fmt::format("the token id {} is not below the vocabulary's size {}", config.bos_token_id,
-        config.vocab_size));
-  }
-  for (const int32_t id : config.eos_token_ids) {
-    if (id >= config.vocab_size) {
-      fail(fmt::format(
-          "the token id {} is not below the vocabulary's size {}", id, config.vocab_size));
-    }
+  std::vector<int32_t> ids = config.eos_token_ids;
+  ids.push_back(config.bos_token_id);
+  for (const int32_t id : ids) {
+    if (id < config.vocab_size) continue;
+    fail("the token id {} is not below the vocabulary's size {}", id, config.vocab_size);
   }
 }
 
 uint64_t ModelConfig::hash() const {
-  uint64_t h = 0;
-  const auto add = [&](uint64_t value) { h = hash_combine(h, value); };
-  const auto add_number = [&](double value) { add(std::bit_cast<uint64_t>(value)); };
-  for (const char c : family) add(static_cast<uint8_t>(c));
-  for (const int32_t n : {num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads,
-           head_dim, vocab_size, max_position, bos_token_id}) {
-    add(static_cast<uint64_t>(n));
-  }
-  add_number(rms_norm_eps);
-  add(static_cast<uint64_t>(rope.kind));
-  for (const double n : {rope.theta, rope.factor, rope.low_freq_factor, rope.high_freq_factor,
-           rope.beta_fast, rope.beta_slow, rope.attention_factor}) {
-    add_number(n);
-  }
-  add(static_cast<uint64_t>(rope.original_max_position));
-  for (const bool b :
-      {rope.interleaved, rope.yarn_truncate, tie_embeddings, attention_bias, mlp_bias}) {
-    add(b);
-  }
-  add(rope.freq_factors.size());
-  for (const float f : rope.freq_factors) add_number(f);
-  for (const int32_t id : eos_token_ids) add(static_cast<uint64_t>(id));
-  return h;
+  ByteWriter out;
+  out(family, num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim,
+      vocab_size, max_position, rms_norm_eps, tie_embeddings, attention_bias, mlp_bias,
+      eos_token_ids, bos_token_id);
+  out(rope.kind, rope.theta, rope.factor, rope.low_freq_factor, rope.high_freq_factor,
+      rope.original_max_position, rope.beta_fast, rope.beta_slow, rope.attention_factor,
+      rope.yarn_truncate, rope.freq_factors, rope.interleaved);
+  uint64_t hash = 0;
+  for (const uint8_t byte : out.take()) hash = hash_combine(hash, byte);
+  return hash;
 }
 
 }  // namespace millrace

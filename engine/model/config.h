@@ -56,13 +56,13 @@ ModelConfig parse_hf_config(
 
 // The ranges every config is held to, wherever it was read (THREATS: no product overflows).
 struct ConfigLimits {
-  static constexpr int64_t kLayers = 1'024;
-  static constexpr int64_t kHidden = 65'536;
-  static constexpr int64_t kIntermediate = 1 << 20;
-  static constexpr int64_t kHeads = 4'096;
-  static constexpr int64_t kHeadDim = 1'024;
-  static constexpr int64_t kVocab = 2'000'000;
-  static constexpr int64_t kPositions = INT32_MAX;
+  static constexpr int32_t kLayers = 1'024;
+  static constexpr int32_t kHidden = 65'536;
+  static constexpr int32_t kIntermediate = 1 << 20;
+  static constexpr int32_t kHeads = 4'096;
+  static constexpr int32_t kHeadDim = 1'024;
+  static constexpr int32_t kVocab = 2'000'000;
+  static constexpr int32_t kPositions = INT32_MAX;
 };
 
 // Holds the numbers against each other: KV heads divide heads, the head size is even. Throws

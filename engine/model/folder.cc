@@ -32,8 +32,7 @@ class Folder {
   explicit Folder(const std::string& path) : path_(path) {
     std::error_code code;
     root_ = fs::canonical(path, code);
-    if (code)
-      throw Error(ExitCode::kModel, fmt::format("cannot open '{}': {}", path, code.message()));
+    if (code) throw Error(ExitCode::kModel, "cannot open '{}': {}", path, code.message());
     // Hugging Face's cache keeps a snapshot as links into the repository's folder.
     if (root_.parent_path().filename() == "snapshots") root_ = root_.parent_path().parent_path();
   }
@@ -50,9 +49,8 @@ class Folder {
     const fs::path target = fs::weakly_canonical(file, code);
     const auto [root, rest] = std::ranges::mismatch(root_, target);
     if (code || root != root_.end()) {
-      throw Error(ExitCode::kModel, fmt::format("'{}' is a link that leaves the model folder; "
-                                                "put the file itself there",
-                                        file.string()));
+      throw Error(ExitCode::kModel,
+          "'{}' is a link that leaves the model folder; put the file itself there", file.string());
     }
     return file.string();
   }
@@ -73,12 +71,10 @@ class Folder {
   for (const auto& entry : fs::directory_iterator(folder.path(), code)) {
     has_pickle |= entry.path().extension() == ".bin" || entry.path().extension() == ".pth";
   }
-  throw Error(
-      ExitCode::kModel, fmt::format("'{}' has no {} (or {}){}", folder.path(), kSingle, kIndex,
-                            has_pickle ? "; its .bin files can hold code and are not read: convert "
-                                         "the model to safetensors"
-                                       : ": it is not a model folder or incomplete; download the "
-                                         "model again"));
+  throw Error(ExitCode::kModel, "'{}' has no {} (or {}){}", folder.path(), kSingle, kIndex,
+      has_pickle
+          ? "; its .bin files can hold code and are not read: convert the model to safetensors"
+          : ": it is not a model folder or incomplete; download the model again");
 }
 
 void add_file(const Folder& folder, const std::string& name, StoredModel& model) {
@@ -87,9 +83,9 @@ void add_file(const Folder& folder, const std::string& name, StoredModel& model)
   for (auto& [tensor, stored] : read_safetensors(model.files.back(), index)) {
     const auto [entry, fresh] = model.tensors.emplace(tensor, std::move(stored));
     if (!fresh) {
-      throw Error(ExitCode::kModel, fmt::format("tensor '{}' lies in two files of '{}'; download "
-                                                "the model again",
-                                        entry->first, folder.path()));
+      throw Error(ExitCode::kModel,
+          "tensor '{}' lies in two files of '{}'; download the model again", entry->first,
+          folder.path());
     }
   }
 }
@@ -103,8 +99,8 @@ std::unordered_map<std::string, std::string> read_weight_map(const JsonFields& i
     const std::string file = pair.value().is_string() ? std::string(pair.value().as_string()) : "";
     if (!file.ends_with(".safetensors") || file.find('/') != std::string::npos ||
         file.find('\0') != std::string::npos) {
-      index.fail(fmt::format("the file of tensor '{}' is not a .safetensors file of the folder",
-          std::string_view(pair.key())));
+      index.fail("the file of tensor '{}' is not a .safetensors file of the folder",
+          std::string_view(pair.key()));
     }
     files.emplace(pair.key(), file);
   }
@@ -120,9 +116,9 @@ void check_total_size(const JsonFields& index, const StoredModel& model) {
   const auto stated = fields.number("total_size", 0, 9e15);
   if (stated && *stated != static_cast<double>(total)) {
     fields.fail(
-        fmt::format("'total_size' is {:.0f}, but the tensors have {} bytes: the files do "
-                    "not belong together; download the model again",
-            *stated, total));
+        "'total_size' is {:.0f}, but the tensors have {} bytes: the files do not belong together; "
+        "download the model again",
+        *stated, total);
   }
 }
 
@@ -136,17 +132,15 @@ void read_shards(const Folder& folder, StoredModel& model) {
   const std::vector<std::string> files(names.begin(), names.end());
   for (const std::string& file : files) {
     if (!folder.has(file)) {
-      throw Error(ExitCode::kModel, fmt::format("'{}' lacks the file {}, which its index names; "
-                                                "download it",
-                                        folder.path(), file));
+      throw Error(ExitCode::kModel, "'{}' lacks the file {}, which its index names; download it",
+          folder.path(), file);
     }
     add_file(folder, file, model);
   }
   for (const auto& [tensor, file] : weight_map) {
     const auto found = model.tensors.find(tensor);
     if (found == model.tensors.end() || files[found->second.file] != file) {
-      index.fail(
-          fmt::format("tensor '{}' is not in the file {}; download the model again", tensor, file));
+      index.fail("tensor '{}' is not in the file {}; download the model again", tensor, file);
     }
   }
   if (weight_map.size() != model.tensors.size()) {
@@ -207,10 +201,10 @@ void read_text_files(const Folder& folder, StoredModel& model) {
 StoredModel read_folder(const std::string& path, bool with_weights) {
   const Folder folder(path);
   if (!folder.has("config.json")) {
-    throw Error(ExitCode::kModel, fmt::format("'{}' has no config.json: it is not a model folder; "
-                                              "give the folder that holds config.json and the "
-                                              "weights, or a .gguf file",
-                                      path));
+    throw Error(ExitCode::kModel,
+        "'{}' has no config.json: it is not a model folder; give the folder that holds config.json "
+        "and the weights, or a .gguf file",
+        path);
   }
   StoredModel model;
   model.config = parse_hf_config(folder.text("config.json", kMaxConfig),

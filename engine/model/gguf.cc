@@ -4,8 +4,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
+#include <boost/json/value.hpp>
 #include <cstring>
+#include <iterator>
 
 #include "engine/base/bytes.h"
 #include "engine/base/status.h"
@@ -14,10 +15,12 @@ namespace millrace {
 
 namespace {
 
+namespace json = boost::json;
+
 constexpr uint64_t kMaxHeader = 128 << 20;  // bytes of metadata and tensor list
 constexpr uint64_t kMaxString = 16 << 20;
 constexpr uint64_t kMaxName = 512;
-constexpr uint64_t kMaxElements = 4'000'000;  // of one array: a vocabulary, its merges
+constexpr uint64_t kMaxElements = 16'000'000;  // of all arrays: a vocabulary, its merges
 constexpr uint64_t kMaxPairs = 65'536;
 constexpr uint64_t kMaxTensors = 1'000'000;
 constexpr uint32_t kMaxDims = 4;
@@ -41,45 +44,12 @@ enum ValueType : uint32_t {
 };
 constexpr std::array<uint64_t, kNumTypes> kSmallest = {1, 1, 2, 2, 4, 4, 4, 1, 8, 12, 8, 8, 8};
 
-struct TensorType {
-  uint32_t id;
-  std::string_view name;
-  std::optional<DType> dtype;  // none: no kernels
-};
-constexpr std::array kTensorTypes = {
-    TensorType{0, "F32", DType::kF32},
-    TensorType{1, "F16", DType::kF16},
-    TensorType{2, "Q4_0", DType::kQ4_0},
-    TensorType{3, "Q4_1", DType::kQ4_1},
-    TensorType{6, "Q5_0", std::nullopt},
-    TensorType{7, "Q5_1", std::nullopt},
-    TensorType{8, "Q8_0", DType::kQ8_0},
-    TensorType{9, "Q8_1", std::nullopt},
-    TensorType{10, "Q2_K", std::nullopt},
-    TensorType{11, "Q3_K", std::nullopt},
-    TensorType{12, "Q4_K", std::nullopt},
-    TensorType{13, "Q5_K", std::nullopt},
-    TensorType{14, "Q6_K", std::nullopt},
-    TensorType{15, "Q8_K", std::nullopt},
-    TensorType{16, "IQ2_XXS", std::nullopt},
-    TensorType{17, "IQ2_XS", std::nullopt},
-    TensorType{18, "IQ3_XXS", std::nullopt},
-    TensorType{19, "IQ1_S", std::nullopt},
-    TensorType{20, "IQ4_NL", std::nullopt},
-    TensorType{21, "IQ3_S", std::nullopt},
-    TensorType{22, "IQ2_S", std::nullopt},
-    TensorType{23, "IQ4_XS", std::nullopt},
-    TensorType{24, "I8", std::nullopt},
-    TensorType{25, "I16", std::nullopt},
-    TensorType{26, "I32", std::nullopt},
-    TensorType{27, "I64", std::nullopt},
-    TensorType{28, "F64", std::nullopt},
-    TensorType{29, "IQ1_M", std::nullopt},
-    TensorType{30, "BF16", DType::kBF16},
-    TensorType{34, "TQ1_0", std::nullopt},
-    TensorType{35, "TQ2_0", std::nullopt},
-    TensorType{39, "MXFP4", std::nullopt},
-};
+// Types of tensors, by the format's number; empty: a number not in use.
+constexpr std::string_view kTensorTypes[] = {"F32", "F16", "Q4_0", "Q4_1", "", "", "Q5_0", "Q5_1",
+    "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS",
+    "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M",
+    "BF16", "", "", "", "TQ1_0", "TQ2_0", "", "", "", "MXFP4"};
+static_assert(kTensorTypes[30] == "BF16" && kTensorTypes[39] == "MXFP4");
 
 // Reads forward through the head of the file, a chunk at a time.
 class Cursor {
@@ -88,10 +58,11 @@ class Cursor {
 
   uint64_t position() const { return position_; }
   uint64_t remaining() const { return end_ - position_; }
-  [[noreturn]] void fail(const std::string& message) const {
+  template <typename... Args>
+  [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) const {
     throw Error(ExitCode::kModel,
-        fmt::format("'{}' is not a sound GGUF file: {} (near byte {}); download it again",
-            file_.path(), message, position_));
+        "'{}' is not a sound GGUF file: {} (near byte {}); download it again", file_.path(),
+        fmt::format(format, std::forward<Args>(args)...), position_);
   }
   template <Scalar T>
   T get() {
@@ -102,8 +73,8 @@ class Cursor {
   // A count of things of at least `smallest` bytes each, at most `max`.
   uint64_t count(uint64_t smallest, uint64_t max, std::string_view what) {
     const auto n = get<uint64_t>();
-    if (n > max) fail(fmt::format("{} {} are more than the {} accepted", n, what, max));
-    if (n > remaining() / smallest) fail(fmt::format("it ends before its {} {}", n, what));
+    if (n > max) fail("{} {} are more than the {} accepted", n, what, max);
+    if (n > remaining() / smallest) fail("it ends before its {} {}", n, what);
     return n;
   }
   std::string string(uint64_t max) {
@@ -138,70 +109,57 @@ class Cursor {
   Bytes chunk_;
 };
 
-GgufValue read_scalar(Cursor& in, uint32_t type) {
+json::value read_scalar(Cursor& in, uint32_t type) {
   switch (type) {
-    case kU8: return uint64_t{in.get<uint8_t>()};
-    case kI8: return int64_t{in.get<int8_t>()};
-    case kU16: return uint64_t{in.get<uint16_t>()};
-    case kI16: return int64_t{in.get<int16_t>()};
-    case kU32: return uint64_t{in.get<uint32_t>()};
-    case kI32: return int64_t{in.get<int32_t>()};
+    case kU8: return in.get<uint8_t>();
+    case kI8: return in.get<int8_t>();
+    case kU16: return in.get<uint16_t>();
+    case kI16: return in.get<int16_t>();
+    case kU32: return in.get<uint32_t>();
+    case kI32: return in.get<int32_t>();
     case kF32: return double{in.get<float>()};
     case kBool: return in.get<uint8_t>() != 0;
-    case kString: return in.string(kMaxString);
+    case kString: return json::string(in.string(kMaxString));
     case kU64: return in.get<uint64_t>();
     case kI64: return in.get<int64_t>();
     case kF64: return in.get<double>();
-    default: in.fail(fmt::format("a value of the unknown type {}", type));
+    default: in.fail("a value of the unknown type {}", type);
   }
 }
 
-double as_number(const GgufValue& value) {
-  if (const auto* i = std::get_if<int64_t>(&value)) return static_cast<double>(*i);
-  if (const auto* u = std::get_if<uint64_t>(&value)) return static_cast<double>(*u);
-  if (const auto* d = std::get_if<double>(&value)) return *d;
-  if (const auto* b = std::get_if<bool>(&value)) return *b ? 1 : 0;
-  return std::nan("");
-}
-
-GgufValue read_value(Cursor& in) {
+json::value read_value(Cursor& in, uint64_t& elements_left) {
   const auto type = in.get<uint32_t>();
   if (type != kArray) return read_scalar(in, type);
   const auto element = in.get<uint32_t>();
   if (element >= kNumTypes || element == kArray) {
-    in.fail(fmt::format("an array of the type {}, which is unknown or an array itself", element));
+    in.fail("an array of the type {}, which is unknown or an array itself", element);
   }
-  const uint64_t n = in.count(kSmallest[element], kMaxElements, "elements of an array");
-  if (element == kString) {
-    GgufStrings strings(n);
-    for (std::string& s : strings) s = in.string(kMaxString);
-    return strings;
-  }
-  GgufNumbers numbers(n);
-  for (double& x : numbers) x = as_number(read_scalar(in, element));
-  return numbers;
+  const uint64_t n = in.count(kSmallest[element], elements_left, "elements of an array");
+  elements_left -= n;
+  json::array array;
+  array.reserve(n);
+  for (uint64_t i = 0; i < n; ++i) array.push_back(read_scalar(in, element));
+  return array;
 }
 
 // One entry of the tensor list; `offset` is still relative to the data section.
 StoredTensor read_tensor_info(Cursor& in, const std::string& name) {
   StoredTensor tensor;
   const auto dims = in.get<uint32_t>();
-  if (dims < 1 || dims > kMaxDims) in.fail(fmt::format("'{}' has {} dimensions", name, dims));
+  if (dims < 1 || dims > kMaxDims) in.fail("'{}' has {} dimensions", name, dims);
   tensor.info.shape.resize(dims);
   for (uint32_t i = 0; i < dims; ++i) {
     const auto size = in.get<uint64_t>();
-    if (size > INT64_MAX) in.fail(fmt::format("'{}' is too large", name));
+    if (size > INT64_MAX) in.fail("'{}' is too large", name);
     tensor.info.shape[dims - 1 - i] = static_cast<int64_t>(size);
   }
-  if (checked_count(tensor.info.shape) <= 0) in.fail(fmt::format("'{}' has no valid size", name));
+  if (checked_count(tensor.info.shape) <= 0) in.fail("'{}' has no valid size", name);
   const auto type = in.get<uint32_t>();
-  const auto* known = std::ranges::find(kTensorTypes, type, &TensorType::id);
-  tensor.type_name =
-      known != kTensorTypes.end() ? std::string(known->name) : fmt::format("GGUF type {}", type);
-  if (known != kTensorTypes.end() && known->dtype) {
-    tensor.readable = true;
-    tensor.info.dtype = *known->dtype;
-  }
+  if (type < std::size(kTensorTypes)) tensor.type_name = kTensorTypes[type];
+  if (tensor.type_name.empty()) tensor.type_name = fmt::format("GGUF type {}", type);
+  const auto dtype = readable_dtype(tensor.type_name);
+  tensor.readable = dtype.has_value();
+  tensor.info.dtype = dtype.value_or(DType::kF32);
   tensor.offset = in.get<uint64_t>();
   return tensor;
 }
@@ -220,16 +178,15 @@ void place_tensors(GgufFile& gguf, const Cursor& in, uint64_t alignment) {
     const DTypeInfo type = dtype_info(tensor.info.dtype);
     const int64_t count = checked_count(tensor.info.shape);
     if (tensor.info.shape.back() % type.block_size != 0) {
-      in.fail(fmt::format("rows of '{}' are not whole {} blocks", name, type.name));
+      in.fail("rows of '{}' are not whole {} blocks", name, type.name);
     }
     const auto blocks = static_cast<uint64_t>(count / type.block_size);
-    if (tensor.offset % alignment != 0) in.fail(fmt::format("'{}' is not aligned", name));
+    if (tensor.offset % alignment != 0) in.fail("'{}' is not aligned", name);
     if (data > file_size || tensor.offset > file_size - data ||
         blocks > (file_size - data - tensor.offset) / static_cast<uint64_t>(type.block_bytes)) {
       throw Error(ExitCode::kModel,
-          fmt::format("'{}' ends before its tensor '{}': the file is torn; copy or "
-                      "download it again",
-              gguf.file.path(), name));
+          "'{}' ends before its tensor '{}': the file is torn; copy or download it again",
+          gguf.file.path(), name);
     }
     tensor.offset += data;
     tensor.bytes = blocks * static_cast<uint64_t>(type.block_bytes);
@@ -238,7 +195,7 @@ void place_tensors(GgufFile& gguf, const Cursor& in, uint64_t alignment) {
   std::ranges::sort(placed, {}, &Placed::begin);
   for (size_t i = 1; i < placed.size(); ++i) {
     if (placed[i].begin < placed[i - 1].end) {
-      in.fail(fmt::format("'{}' and '{}' overlap", *placed[i - 1].name, *placed[i].name));
+      in.fail("'{}' and '{}' overlap", *placed[i - 1].name, *placed[i].name);
     }
   }
 }
@@ -249,106 +206,36 @@ void check_version(Cursor& in) {
   const auto version = in.get<uint32_t>();
   if ((version & 0xffff) == 0) in.fail("it was written for a big-endian machine");
   if (version != 2 && version != 3) {
-    in.fail(fmt::format("it has the format version {}; versions 2 and 3 are known", version));
+    in.fail("it has the format version {}; versions 2 and 3 are known", version);
   }
 }
 
 }  // namespace
 
 GgufFile read_gguf(const std::string& path) {
-  GgufFile gguf{File(path, ExitCode::kModel), GgufMetadata(path), {}};
+  GgufFile gguf{File(path, ExitCode::kModel), {}, {}};
   Cursor in(gguf.file);
   check_version(in);
   const uint64_t num_tensors = in.count(/*smallest=*/32, kMaxTensors, "tensors");
   const uint64_t num_pairs = in.count(/*smallest=*/13, kMaxPairs, "metadata pairs");
+  uint64_t elements_left = kMaxElements;
   for (uint64_t i = 0; i < num_pairs; ++i) {
-    std::string key = in.name();
-    GgufValue value = read_value(in);
-    if (!gguf.metadata.add(key, std::move(value))) {
-      in.fail(fmt::format("the key '{}' is given twice", key));
-    }
+    const std::string key = in.name();
+    const bool fresh = gguf.metadata.emplace(key, read_value(in, elements_left)).second;
+    if (!fresh) in.fail("the key '{}' is given twice", key);
   }
-  const int64_t alignment = gguf.metadata.integer("general.alignment", 1, 1 << 20).value_or(32);
+  const int64_t alignment = gguf.fields().integer("general.alignment", 1, 1 << 20).value_or(32);
   if ((alignment & (alignment - 1)) != 0) {
-    in.fail(fmt::format("its alignment {} is not a power of two", alignment));
+    in.fail("its alignment {} is not a power of two", alignment);
   }
   for (uint64_t i = 0; i < num_tensors; ++i) {
     std::string name = in.name();
     StoredTensor tensor = read_tensor_info(in, name);
     const auto [entry, fresh] = gguf.tensors.emplace(std::move(name), std::move(tensor));
-    if (!fresh) in.fail(fmt::format("the tensor '{}' is listed twice", entry->first));
+    if (!fresh) in.fail("the tensor '{}' is listed twice", entry->first);
   }
   place_tensors(gguf, in, static_cast<uint64_t>(alignment));
   return gguf;
-}
-
-bool GgufMetadata::add(std::string key, GgufValue value) {
-  return values_.emplace(std::move(key), std::move(value)).second;
-}
-
-const GgufValue* GgufMetadata::find(const std::string& key) const {
-  const auto found = values_.find(key);
-  return found != values_.end() ? &found->second : nullptr;
-}
-
-void GgufMetadata::fail(const std::string& message) const {
-  throw Error(ExitCode::kModel, fmt::format("'{}': {}", path_, message));
-}
-
-template <typename T>
-const T* GgufMetadata::as(const std::string& key, std::string_view type) const {
-  const GgufValue* value = find(key);
-  if (value == nullptr) return nullptr;
-  const T* held = std::get_if<T>(value);
-  if (held == nullptr) fail(fmt::format("the metadata key '{}' is not {}", key, type));
-  return held;
-}
-
-std::optional<int64_t> GgufMetadata::integer(
-    const std::string& key, int64_t min, int64_t max) const {
-  const GgufValue* value = find(key);
-  if (value == nullptr) return std::nullopt;
-  int64_t number = 0;
-  bool ok = false;
-  if (const auto* i = std::get_if<int64_t>(value)) {
-    number = *i;
-    ok = true;
-  } else if (const auto* u = std::get_if<uint64_t>(value)) {
-    number = static_cast<int64_t>(*u);
-    ok = *u <= INT64_MAX;
-  }
-  if (!ok || number < min || number > max) {
-    fail(fmt::format("the metadata key '{}' is not an integer from {} to {}", key, min, max));
-  }
-  return number;
-}
-
-std::optional<double> GgufMetadata::number(const std::string& key, double min, double max) const {
-  const GgufValue* value = find(key);
-  if (value == nullptr) return std::nullopt;
-  const double number = std::holds_alternative<bool>(*value) ? std::nan("") : as_number(*value);
-  if (!(number >= min && number <= max)) {
-    fail(fmt::format("the metadata key '{}' is not a number from {} to {}", key, min, max));
-  }
-  return number;
-}
-
-std::optional<bool> GgufMetadata::boolean(const std::string& key) const {
-  const bool* held = as<bool>(key, "a boolean");
-  return held != nullptr ? std::optional(*held) : std::nullopt;
-}
-
-std::optional<std::string> GgufMetadata::text(const std::string& key) const {
-  const auto* held = as<std::string>(key, "a string");
-  return held != nullptr ? std::optional(*held) : std::nullopt;
-}
-
-const GgufStrings* GgufMetadata::strings(const std::string& key) const {
-  return as<GgufStrings>(key, "an array of strings");
-}
-
-const GgufNumbers* GgufMetadata::numbers(const std::string& key) const {
-  return as<GgufNumbers>(key, "an array of numbers");
 }
 
 }  // namespace millrace

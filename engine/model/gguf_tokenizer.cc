@@ -6,6 +6,10 @@
 #include <array>
 #include <boost/json/serialize.hpp>
 #include <boost/json/value.hpp>
+#include <cmath>
+#include <optional>
+#include <tuple>
+#include <unordered_map>
 
 namespace millrace {
 
@@ -16,14 +20,7 @@ namespace json = boost::json;
 constexpr size_t kMaxTokenBytes = 1024;
 constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581, SentencePiece's visible space
 
-enum TokenType {
-  kNormal = 1,
-  kUnknown = 2,
-  kControl = 3,
-  kUserDefined = 4,
-  kUnused = 5,
-  kByte = 6
-};
+enum TokenType { kNormal = 1, kUnknown, kControl, kUserDefined, kUnused, kByte };
 
 // How a byte-level vocabulary cut its training text before learning merges (tokenizer.ggml.pre).
 struct PreTokenizer {
@@ -50,34 +47,33 @@ constexpr std::array kPreTokenizers = {
 };
 
 struct Vocabulary {
-  const GgufStrings* tokens = nullptr;
+  std::vector<std::string_view> tokens;                 // of the metadata
   std::vector<TokenType> types;                         // one per token
   std::unordered_map<std::string_view, int64_t> index;  // token -> id
 };
 
-Vocabulary read_vocabulary(const GgufMetadata& metadata, int32_t vocab_size) {
-  Vocabulary vocabulary;
-  vocabulary.tokens = metadata.strings("tokenizer.ggml.tokens");
-  if (vocabulary.tokens == nullptr) metadata.fail("'tokenizer.ggml.tokens' is missing");
-  const GgufStrings& tokens = *vocabulary.tokens;
-  if (tokens.size() > static_cast<size_t>(vocab_size)) {
-    metadata.fail(fmt::format(
-        "the vocabulary has {} tokens, the embedding only {} rows", tokens.size(), vocab_size));
+Vocabulary read_vocabulary(const JsonFields& metadata, int32_t vocab_size) {
+  const auto tokens = metadata.texts("tokenizer.ggml.tokens");
+  if (!tokens) metadata.fail("'tokenizer.ggml.tokens' is missing");
+  if (tokens->size() > static_cast<size_t>(vocab_size)) {
+    metadata.fail(
+        "the vocabulary has {} tokens, the embedding only {} rows", tokens->size(), vocab_size);
   }
-  vocabulary.types.assign(tokens.size(), kNormal);
-  if (const GgufNumbers* types = metadata.numbers("tokenizer.ggml.token_type")) {
-    if (types->size() != tokens.size()) metadata.fail("token types and tokens differ in number");
+  Vocabulary vocabulary{*tokens, std::vector(tokens->size(), kNormal), {}};
+  if (const auto types = metadata.numbers("tokenizer.ggml.token_type")) {
+    if (types->size() != tokens->size()) metadata.fail("token types and tokens differ in number");
     for (size_t i = 0; i < types->size(); ++i) {
       const double type = (*types)[i];
-      if (!(type >= 1 && type <= 6)) metadata.fail(fmt::format("token {} has no valid type", i));
+      if (!(type >= 1 && type <= 6)) metadata.fail("token {} has no valid type", i);
       vocabulary.types[i] = static_cast<TokenType>(static_cast<int>(type));
     }
   }
-  vocabulary.index.reserve(tokens.size());
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    if (tokens[i].size() > kMaxTokenBytes) metadata.fail(fmt::format("token {} is too long", i));
-    if (!vocabulary.index.emplace(tokens[i], static_cast<int64_t>(i)).second) {
-      metadata.fail(fmt::format("token {} is in the vocabulary twice", i));
+  vocabulary.index.reserve(tokens->size());
+  for (size_t i = 0; i < tokens->size(); ++i) {
+    const std::string_view token = vocabulary.tokens[i];
+    if (token.size() > kMaxTokenBytes) metadata.fail("token {} is too long", i);
+    if (!vocabulary.index.emplace(token, static_cast<int64_t>(i)).second) {
+      metadata.fail("token {} is in the vocabulary twice", i);
     }
   }
   return vocabulary;
@@ -85,14 +81,14 @@ Vocabulary read_vocabulary(const GgufMetadata& metadata, int32_t vocab_size) {
 
 using Merge = std::pair<std::string_view, std::string_view>;
 
-std::vector<Merge> listed_merges(const GgufMetadata& metadata, const GgufStrings& lines) {
+std::vector<Merge> listed_merges(
+    const JsonFields& metadata, const std::vector<std::string_view>& lines) {
   std::vector<Merge> merges;
   merges.reserve(lines.size());
-  for (const std::string& line : lines) {
+  for (const std::string_view line : lines) {
     const size_t space = line.find(' ', 1);
     if (space == std::string::npos) metadata.fail("a line of tokenizer.ggml.merges has no pair");
-    const std::string_view text = line;
-    merges.emplace_back(text.substr(0, space), text.substr(space + 1));
+    merges.emplace_back(line.substr(0, space), line.substr(space + 1));
   }
   return merges;
 }
@@ -103,57 +99,45 @@ int64_t code_points(std::string_view text) {
 
 // SentencePiece stores scores, not merges: every way to make a token of two others is a merge, the
 // best score first (as transformers rebuilds them, so that ties fall alike).
-std::vector<Merge> merges_from_scores(const GgufMetadata& metadata, const Vocabulary& vocabulary) {
-  const GgufNumbers* scores = metadata.numbers("tokenizer.ggml.scores");
-  const GgufStrings& tokens = *vocabulary.tokens;
-  if (scores == nullptr || scores->size() != tokens.size()) {
+std::vector<Merge> merges_from_scores(const JsonFields& metadata, const Vocabulary& vocabulary) {
+  const auto scores = metadata.numbers("tokenizer.ggml.scores");
+  const auto& tokens = vocabulary.tokens;
+  if (!scores || scores->size() != tokens.size()) {
     metadata.fail("'tokenizer.ggml.scores' is missing or has not one score per token");
   }
-  const auto is_text = [&](size_t id) {
-    return vocabulary.types[id] == kNormal || vocabulary.types[id] == kUserDefined;
+  const auto find_text = [&](std::string_view text) -> std::optional<int64_t> {
+    const auto found = vocabulary.index.find(text);
+    if (found == vocabulary.index.end()) return std::nullopt;
+    const TokenType type = vocabulary.types[static_cast<size_t>(found->second)];
+    return type == kNormal || type == kUserDefined ? std::optional(found->second) : std::nullopt;
   };
-  struct Candidate {
-    double score;
-    int64_t left_length, right_length;  // in code points
-    int64_t left, right;                // ids
-  };
-  std::vector<Candidate> candidates;
+  // What decides the order, the first difference first: score and lengths (in code points)
+  // downwards, so negative here, then the ids of the whole and its parts.
+  using Rank = std::tuple<double, int64_t, int64_t, int64_t, int64_t, int64_t>;
+  std::vector<std::pair<Rank, Merge>> ranked;
   for (size_t id = 0; id < tokens.size(); ++id) {
-    if (!is_text(id)) continue;
-    const std::string_view token = tokens[id];
-    const size_t first = candidates.size();
-    for (size_t cut = 1; cut < token.size(); ++cut) {
-      const auto left = vocabulary.index.find(token.substr(0, cut));
-      if (left == vocabulary.index.end()) continue;
-      const auto right = vocabulary.index.find(token.substr(cut));
-      if (right == vocabulary.index.end() || !is_text(static_cast<size_t>(left->second)) ||
-          !is_text(static_cast<size_t>(right->second))) {
-        continue;
-      }
-      candidates.push_back({(*scores)[id], code_points(left->first), code_points(right->first),
-          left->second, right->second});
+    if (std::isnan((*scores)[id])) metadata.fail("the score of token {} is not a number", id);
+    const auto whole = find_text(tokens[id]);
+    for (size_t cut = 1; whole && cut < tokens[id].size(); ++cut) {
+      const Merge merge(tokens[id].substr(0, cut), tokens[id].substr(cut));
+      const auto left = find_text(merge.first), right = find_text(merge.second);
+      if (!left || !right) continue;
+      ranked.emplace_back(Rank(-(*scores)[id], -code_points(merge.first),
+                              -code_points(merge.second), *whole, *left, *right),
+          merge);
     }
-    std::sort(candidates.begin() + static_cast<std::ptrdiff_t>(first), candidates.end(),
-        [](const Candidate& a, const Candidate& b) {
-          return std::pair(a.left, a.right) < std::pair(b.left, b.right);
-        });
   }
-  std::ranges::stable_sort(candidates, [](const Candidate& a, const Candidate& b) {
-    return std::tuple(a.score, a.left_length, a.right_length) >
-           std::tuple(b.score, b.left_length, b.right_length);
-  });
+  std::ranges::sort(ranked, {}, &std::pair<Rank, Merge>::first);
   std::vector<Merge> merges;
-  merges.reserve(candidates.size());
-  for (const Candidate& c : candidates) {
-    merges.emplace_back(tokens[static_cast<size_t>(c.left)], tokens[static_cast<size_t>(c.right)]);
-  }
+  merges.reserve(ranked.size());
+  for (const auto& [rank, merge] : ranked) merges.push_back(merge);
   return merges;
 }
 
 json::object bpe_model(const Vocabulary& vocabulary, const std::vector<Merge>& merges) {
   json::object vocab;
-  vocab.reserve(vocabulary.tokens->size());
-  for (size_t i = 0; i < vocabulary.tokens->size(); ++i) vocab[(*vocabulary.tokens)[i]] = i;
+  vocab.reserve(vocabulary.tokens.size());
+  for (size_t i = 0; i < vocabulary.tokens.size(); ++i) vocab[vocabulary.tokens[i]] = i;
   json::array pairs;
   pairs.reserve(merges.size());
   for (const Merge& merge : merges) pairs.push_back(json::array{merge.first, merge.second});
@@ -165,10 +149,10 @@ json::object bpe_model(const Vocabulary& vocabulary, const std::vector<Merge>& m
 
 json::array added_tokens(const Vocabulary& vocabulary) {
   json::array added;
-  for (size_t i = 0; i < vocabulary.tokens->size(); ++i) {
+  for (size_t i = 0; i < vocabulary.tokens.size(); ++i) {
     const TokenType type = vocabulary.types[i];
     if (type != kUnknown && type != kControl && type != kUserDefined) continue;
-    added.push_back(json::object{{"id", i}, {"content", (*vocabulary.tokens)[i]},
+    added.push_back(json::object{{"id", i}, {"content", vocabulary.tokens[i]},
         {"single_word", false}, {"lstrip", false}, {"rstrip", false}, {"normalized", false},
         {"special", type != kUserDefined}});
   }
@@ -199,17 +183,17 @@ json::value pre_tokenizer_of(const PreTokenizer& pre) {
 
 // Puts BOS before and EOS behind a text, as the file asks; null when it asks for neither.
 json::value post_processor(
-    const GgufMetadata& metadata, const Vocabulary& vocabulary, bool add_bos_if_silent) {
+    const JsonFields& metadata, const Vocabulary& vocabulary, bool add_bos_if_silent) {
   json::object special_tokens;
   const auto special = [&](const std::string& which, bool if_silent) -> json::array {
     const auto asked = metadata.boolean(fmt::format("tokenizer.ggml.add_{}_token", which));
-    const auto last = static_cast<int64_t>(vocabulary.tokens->size()) - 1;
+    const auto last = static_cast<int64_t>(vocabulary.tokens.size()) - 1;
     const auto id = metadata.integer(fmt::format("tokenizer.ggml.{}_token_id", which), 0, last);
     if (asked == true && !id) {
-      metadata.fail(fmt::format("'{}' is to be added but not named", which));
+      metadata.fail("'{}' is to be added but not named", which);
     }
     if (!asked.value_or(if_silent) || !id) return {};
-    const std::string& token = (*vocabulary.tokens)[static_cast<size_t>(*id)];
+    const std::string_view token = vocabulary.tokens[static_cast<size_t>(*id)];
     special_tokens[token] =
         json::object{{"id", token}, {"ids", json::array{*id}}, {"tokens", json::array{token}}};
     const json::object reference{{"id", token}, {"type_id", 0}};
@@ -242,7 +226,7 @@ std::string assemble(const Vocabulary& vocabulary, json::value normalizer, json:
           {"decoder", std::move(decoder)}, {"model", std::move(model)}});
 }
 
-std::string byte_level_tokenizer(const GgufMetadata& metadata, const Vocabulary& vocabulary) {
+std::string byte_level_tokenizer(const JsonFields& metadata, const Vocabulary& vocabulary) {
   const std::string name = metadata.text("tokenizer.ggml.pre").value_or("");
   const auto* pre = std::ranges::find(kPreTokenizers, name, &PreTokenizer::name);
   if (pre == kPreTokenizers.end()) {
@@ -251,12 +235,12 @@ std::string byte_level_tokenizer(const GgufMetadata& metadata, const Vocabulary&
       known += (known.empty() ? "" : ", ") + std::string(p.name);
     }
     metadata.fail(
-        fmt::format("the pre-tokenizer '{}' (tokenizer.ggml.pre) is not known; known "
-                    "are: {}. Use the model as a Hugging Face folder",
-            name, known));
+        "the pre-tokenizer '{}' (tokenizer.ggml.pre) is not known; known are: {}. Use the model as "
+        "a Hugging Face folder",
+        name, known);
   }
-  const GgufStrings* lines = metadata.strings("tokenizer.ggml.merges");
-  if (lines == nullptr) metadata.fail("'tokenizer.ggml.merges' is missing");
+  const auto lines = metadata.texts("tokenizer.ggml.merges");
+  if (!lines) metadata.fail("'tokenizer.ggml.merges' is missing");
   json::object model = bpe_model(vocabulary, listed_merges(metadata, *lines));
   model["ignore_merges"] = pre->ignore_merges;
   json::value normalizer = nullptr;
@@ -265,17 +249,15 @@ std::string byte_level_tokenizer(const GgufMetadata& metadata, const Vocabulary&
       post_processor(metadata, vocabulary, pre->add_bos), byte_level(true), std::move(model));
 }
 
-std::string sentencepiece_tokenizer(const GgufMetadata& metadata, const Vocabulary& vocabulary) {
-  const GgufStrings* lines = metadata.strings("tokenizer.ggml.merges");
-  json::object model =
-      bpe_model(vocabulary, lines != nullptr ? listed_merges(metadata, *lines)
-                                             : merges_from_scores(metadata, vocabulary));
+std::string sentencepiece_tokenizer(const JsonFields& metadata, const Vocabulary& vocabulary) {
+  const auto lines = metadata.texts("tokenizer.ggml.merges");
+  json::object model = bpe_model(vocabulary,
+      lines ? listed_merges(metadata, *lines) : merges_from_scores(metadata, vocabulary));
   model["fuse_unk"] = true;
   model["byte_fallback"] = true;
   const auto unknown = std::ranges::find(vocabulary.types, kUnknown);
   if (unknown != vocabulary.types.end()) {
-    model["unk_token"] =
-        (*vocabulary.tokens)[static_cast<size_t>(unknown - vocabulary.types.begin())];
+    model["unk_token"] = vocabulary.tokens[static_cast<size_t>(unknown - vocabulary.types.begin())];
   }
   // SentencePiece's dummy prefix: one space before a text (and before each stretch between special
   // tokens), taken off again when decoding.
@@ -298,14 +280,13 @@ std::string sentencepiece_tokenizer(const GgufMetadata& metadata, const Vocabula
 
 }  // namespace
 
-std::string make_tokenizer_json(const GgufMetadata& metadata, int32_t vocab_size) {
+std::string make_tokenizer_json(const JsonFields& metadata, int32_t vocab_size) {
   const auto kind = metadata.text("tokenizer.ggml.model");
   if (!kind || *kind == "none" || *kind == "no_vocab") return {};
   if (*kind != "gpt2" && *kind != "llama") {
     metadata.fail(
-        fmt::format("the tokenizer '{}' (tokenizer.ggml.model) is not supported; "
-                    "supported are gpt2 and llama",
-            *kind));
+        "the tokenizer '{}' (tokenizer.ggml.model) is not supported; supported are gpt2 and llama",
+        *kind);
   }
   const Vocabulary vocabulary = read_vocabulary(metadata, vocab_size);
   return *kind == "gpt2" ? byte_level_tokenizer(metadata, vocabulary)

@@ -5,44 +5,37 @@
 #include <boost/json/serialize.hpp>
 #include <cmath>
 
-#include "engine/base/status.h"
 #include "engine/base/strict_json.h"
+#include "engine/model/families.h"
 
 namespace millrace {
 
-namespace {
-
 namespace json = boost::json;
-
-std::string shown(const json::value& value) {
-  std::string text = json::serialize(value);
-  if (text.size() > 60) text = text.substr(0, 60) + "...";
-  return text;
-}
-
-}  // namespace
 
 json::object parse_json_object(std::string_view text, const std::string& where) {
   json::value value;
   try {
     value = parse_strict_json(text, {.negative_zero = false});
   } catch (const JsonError& error) {
-    throw Error(ExitCode::kModel,
-        fmt::format("{} is not valid JSON: {}; copy or download it again", where, error.what()));
+    throw Error(ExitCode::kModel, "{} is not valid JSON: {}; copy or download it again", where,
+        error.what());
   }
   if (!value.is_object()) {
-    throw Error(ExitCode::kModel, fmt::format("{} does not hold a JSON object", where));
+    throw Error(ExitCode::kModel, "{} does not hold a JSON object", where);
   }
   return std::move(value.as_object());
 }
 
 const json::value* JsonFields::find(std::string_view name) const {
-  const json::value* value = object_.if_contains(name);
+  const json::value* value = object_.if_contains(prefix_ + std::string(name));
   return value != nullptr && !value->is_null() ? value : nullptr;
 }
 
-void JsonFields::fail(const std::string& message) const {
-  throw Error(ExitCode::kModel, fmt::format("{}: {}", where_, message));
+void JsonFields::wrong(
+    std::string_view name, const json::value& value, std::string_view expected) const {
+  std::string shown = json::serialize(value);
+  if (shown.size() > 60) shown = shown.substr(0, 60) + "...";
+  fail("'{}{}' is {}, not {}", prefix_, name, shown, expected);
 }
 
 std::optional<int64_t> JsonFields::integer(std::string_view name, int64_t min, int64_t max) const {
@@ -51,7 +44,7 @@ std::optional<int64_t> JsonFields::integer(std::string_view name, int64_t min, i
   json::error_code code;
   const auto number = value->is_double() ? 0 : value->to_number<int64_t>(code);
   if (!value->is_number() || value->is_double() || code || number < min || number > max) {
-    fail(fmt::format("'{}' is {}, not an integer from {} to {}", name, shown(*value), min, max));
+    wrong(name, *value, fmt::format("an integer from {} to {}", min, max));
   }
   return number;
 }
@@ -61,7 +54,7 @@ std::optional<double> JsonFields::number(std::string_view name, double min, doub
   if (value == nullptr) return std::nullopt;
   const double number = value->is_number() ? value->to_number<double>() : std::nan("");
   if (!(number >= min && number <= max)) {
-    fail(fmt::format("'{}' is {}, not a number from {} to {}", name, shown(*value), min, max));
+    wrong(name, *value, fmt::format("a number from {} to {}", min, max));
   }
   return number;
 }
@@ -69,25 +62,56 @@ std::optional<double> JsonFields::number(std::string_view name, double min, doub
 std::optional<bool> JsonFields::boolean(std::string_view name) const {
   const json::value* value = find(name);
   if (value == nullptr) return std::nullopt;
-  if (!value->is_bool()) {
-    fail(fmt::format("'{}' is {}, not true or false", name, shown(*value)));
-  }
+  if (!value->is_bool()) wrong(name, *value, "true or false");
   return value->as_bool();
 }
 
 std::optional<std::string> JsonFields::text(std::string_view name) const {
   const json::value* value = find(name);
   if (value == nullptr) return std::nullopt;
-  if (!value->is_string()) {
-    fail(fmt::format("'{}' is {}, not a string", name, shown(*value)));
-  }
+  if (!value->is_string()) wrong(name, *value, "a string");
   return std::string(value->as_string());
 }
 
-int64_t JsonFields::required_integer(std::string_view name, int64_t min, int64_t max) const {
-  const std::optional<int64_t> value = integer(name, min, max);
-  if (!value) fail(fmt::format("'{}' is missing", name));
-  return *value;
+std::optional<std::vector<std::string_view>> JsonFields::texts(std::string_view name) const {
+  const json::value* value = find(name);
+  if (value == nullptr) return std::nullopt;
+  if (!value->is_array()) wrong(name, *value, "an array of strings");
+  std::vector<std::string_view> texts;
+  for (const json::value& item : value->as_array()) {
+    if (!item.is_string()) wrong(name, *value, "an array of strings");
+    texts.emplace_back(item.as_string());
+  }
+  return texts;
+}
+
+std::optional<std::vector<double>> JsonFields::numbers(std::string_view name) const {
+  const json::value* value = find(name);
+  if (value == nullptr) return std::nullopt;
+  if (!value->is_array()) wrong(name, *value, "an array of numbers");
+  std::vector<double> numbers;
+  for (const json::value& item : value->as_array()) {
+    if (!item.is_number()) wrong(name, *value, "an array of numbers");
+    numbers.push_back(item.to_number<double>());
+  }
+  return numbers;
+}
+
+int32_t JsonFields::required(std::string_view name, int32_t max) const {
+  const auto value = integer(name, 1, max);
+  if (!value) fail("'{}{}' is missing", prefix_, name);
+  return static_cast<int32_t>(*value);
+}
+
+void JsonFields::refuse_unless(std::string_view name, double neutral) const {
+  const json::value* value = find(name);
+  if (value == nullptr) return;
+  const bool is_neutral = value->is_bool()     ? value->as_bool() == (neutral != 0)
+                          : value->is_number() ? value->to_number<double>() == neutral
+                                               : false;
+  if (is_neutral) return;
+  fail("'{}{}' is set, which this build does not compute; use a model of a supported family ({})",
+      prefix_, name, supported_families());
 }
 
 }  // namespace millrace

@@ -1,5 +1,5 @@
-// JSON files of a model folder, read strictly: depth and size bounded, no key twice, and every
-// number taken by name with its range. Pure; used while loading.
+// JSON files of a model folder and the metadata of GGUF files, read strictly: depth and size
+// bounded, no key twice, and every number taken by name with its range. Pure; used while loading.
 #pragma once
 
 #include <boost/json/value.hpp>
@@ -7,6 +7,9 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
+
+#include "engine/base/status.h"
 
 namespace millrace {
 
@@ -15,11 +18,12 @@ namespace millrace {
 boost::json::object parse_json_object(std::string_view text, const std::string& where);
 
 // Typed access to one object's fields. A field that is null counts as absent. Throws Error(kModel)
-// naming file and field when the type or the range is wrong.
+// naming file and field when the type or the range is wrong. The object outlives it.
 class JsonFields {
  public:
-  JsonFields(const boost::json::object& object, std::string where)
-      : object_(object), where_(std::move(where)) {}
+  // `prefix` stands before every name: "llama." in GGUF files.
+  JsonFields(const boost::json::object& object, std::string where, std::string prefix = "")
+      : object_(object), where_(std::move(where)), prefix_(std::move(prefix)) {}
 
   const std::string& where() const { return where_; }
   const boost::json::value* find(std::string_view name) const;  // null when absent or null
@@ -28,13 +32,27 @@ class JsonFields {
   std::optional<double> number(std::string_view name, double min, double max) const;
   std::optional<bool> boolean(std::string_view name) const;
   std::optional<std::string> text(std::string_view name) const;
-  int64_t required_integer(std::string_view name, int64_t min, int64_t max) const;
+  // Arrays; the texts are the object's own.
+  std::optional<std::vector<std::string_view>> texts(std::string_view name) const;
+  std::optional<std::vector<double>> numbers(std::string_view name) const;
+  int32_t required(std::string_view name, int32_t max) const;  // an integer from 1 on
+  // For fields that change what a layer computes: fails unless absent or `neutral`, where a switch
+  // that is off counts as 0.
+  void refuse_unless(std::string_view name, double neutral) const;
   // "<where>: <message>", as Error(kModel).
-  [[noreturn]] void fail(const std::string& message) const;
+  template <typename... Args>
+  [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) const {
+    throw Error(
+        ExitCode::kModel, "{}: {}", where_, fmt::format(format, std::forward<Args>(args)...));
+  }
 
  private:
+  [[noreturn]] void wrong(
+      std::string_view name, const boost::json::value& value, std::string_view expected) const;
+
   const boost::json::object& object_;
   std::string where_;
+  std::string prefix_;
 };
 
 }  // namespace millrace

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
+#include <iterator>
 #include <optional>
 
 #include "engine/base/status.h"
@@ -24,37 +24,17 @@ constexpr size_t kMaxDims = 16;
 struct FileType {
   std::string_view name;
   int bits;
-  std::optional<DType> dtype;  // none: no kernels
 };
-constexpr std::array kTypes = {
-    FileType{"F32", 32, DType::kF32},
-    FileType{"F16", 16, DType::kF16},
-    FileType{"BF16", 16, DType::kBF16},
-    FileType{"BOOL", 8, std::nullopt},
-    FileType{"F4", 4, std::nullopt},
-    FileType{"F6_E2M3", 6, std::nullopt},
-    FileType{"F6_E3M2", 6, std::nullopt},
-    FileType{"U8", 8, std::nullopt},
-    FileType{"I8", 8, std::nullopt},
-    FileType{"F8_E5M2", 8, std::nullopt},
-    FileType{"F8_E4M3", 8, std::nullopt},
-    FileType{"F8_E8M0", 8, std::nullopt},
-    FileType{"F8_E4M3FNUZ", 8, std::nullopt},
-    FileType{"F8_E5M2FNUZ", 8, std::nullopt},
-    FileType{"I16", 16, std::nullopt},
-    FileType{"U16", 16, std::nullopt},
-    FileType{"I32", 32, std::nullopt},
-    FileType{"U32", 32, std::nullopt},
-    FileType{"C64", 64, std::nullopt},
-    FileType{"F64", 64, std::nullopt},
-    FileType{"I64", 64, std::nullopt},
-    FileType{"U64", 64, std::nullopt},
-};
+constexpr FileType kTypes[] = {{"F32", 32}, {"F16", 16}, {"BF16", 16}, {"BOOL", 8}, {"F4", 4},
+    {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8}, {"I8", 8}, {"F8_E5M2", 8}, {"F8_E4M3", 8},
+    {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16}, {"U16", 16}, {"I32", 32},
+    {"U32", 32}, {"C64", 64}, {"F64", 64}, {"I64", 64}, {"U64", 64}};
 
-[[noreturn]] void fail(const File& file, const std::string& message) {
-  throw Error(ExitCode::kModel, fmt::format("'{}' is not a sound safetensors file: {}; copy or "
-                                            "download it again",
-                                    file.path(), message));
+template <typename... Args>
+[[noreturn]] void fail(const File& file, fmt::format_string<Args...> format, Args&&... args) {
+  throw Error(ExitCode::kModel,
+      "'{}' is not a sound safetensors file: {}; copy or download it again", file.path(),
+      fmt::format(format, std::forward<Args>(args)...));
 }
 
 std::string read_header(const File& file) {
@@ -62,8 +42,7 @@ std::string read_header(const File& file) {
   if (file.size() < kLengthBytes) fail(file, "it ends before its header");
   file.read_at(0, {reinterpret_cast<uint8_t*>(&length), sizeof(length)});
   if (length > kMaxHeader) {
-    fail(file,
-        fmt::format("its header would have {} bytes, at most {} are accepted", length, kMaxHeader));
+    fail(file, "its header would have {} bytes, at most {} are accepted", length, kMaxHeader);
   }
   if (length > file.size() - kLengthBytes) fail(file, "it ends inside its header");
   std::string header(length, '\0');
@@ -84,12 +63,12 @@ std::vector<int64_t> unsigned_list(
   const json::value* list = entry.find(key);
   if (list == nullptr || !list->is_array() || list->as_array().size() > kMaxDims ||
       (count && list->as_array().size() != *count)) {
-    entry.fail(fmt::format("'{}' is missing or not the list it should be", key));
+    entry.fail("'{}' is missing or not the list it should be", key);
   }
   std::vector<int64_t> numbers;
   for (const json::value& number : list->as_array()) {
     if (!number.is_int64() || number.as_int64() < 0) {
-      fail(file, fmt::format("'{}' of a tensor holds something that is not a size", key));
+      fail(file, "'{}' of a tensor holds something that is not a size", key);
     }
     numbers.push_back(number.as_int64());
   }
@@ -98,19 +77,20 @@ std::vector<int64_t> unsigned_list(
 
 // One entry; `offset` is still relative to the data section.
 StoredTensor read_entry(const File& file, const std::string& name, const json::value& value) {
-  if (!value.is_object()) fail(file, fmt::format("the entry '{}' is not an object", name));
+  if (!value.is_object()) fail(file, "the entry '{}' is not an object", name);
   const JsonFields entry(value.as_object(), fmt::format("tensor '{}' of '{}'", name, file.path()));
   for (const auto& pair : value.as_object()) {
     if (pair.key() != "dtype" && pair.key() != "shape" && pair.key() != "data_offsets") {
-      entry.fail(fmt::format("the field '{}' is unknown", std::string_view(pair.key())));
+      entry.fail("the field '{}' is unknown", std::string_view(pair.key()));
     }
   }
   StoredTensor tensor;
   tensor.type_name = entry.text("dtype").value_or("");
   const auto* type = std::ranges::find(kTypes, tensor.type_name, &FileType::name);
-  if (type == kTypes.end()) entry.fail(fmt::format("the dtype '{}' is unknown", tensor.type_name));
-  tensor.readable = type->dtype.has_value();
-  tensor.info.dtype = type->dtype.value_or(DType::kF32);
+  if (type == std::end(kTypes)) entry.fail("the dtype '{}' is unknown", tensor.type_name);
+  const auto dtype = readable_dtype(tensor.type_name);
+  tensor.readable = dtype.has_value();
+  tensor.info.dtype = dtype.value_or(DType::kF32);
   tensor.info.shape = unsigned_list(file, entry, "shape", std::nullopt);
   const auto offsets = unsigned_list(file, entry, "data_offsets", 2);
   const int64_t count = checked_count(tensor.info.shape);
@@ -119,8 +99,8 @@ StoredTensor read_entry(const File& file, const std::string& name, const json::v
     entry.fail("its size cannot be computed or is not whole bytes");
   }
   if (offsets[1] < offsets[0] || offsets[1] - offsets[0] != bits / 8) {
-    entry.fail(fmt::format("its shape takes {} bytes, but its offsets are {} to {}", bits / 8,
-        offsets[0], offsets[1]));
+    entry.fail(
+        "its shape takes {} bytes, but its offsets are {} to {}", bits / 8, offsets[0], offsets[1]);
   }
   tensor.offset = static_cast<uint64_t>(offsets[0]);
   tensor.bytes = static_cast<uint64_t>(bits / 8);
@@ -143,16 +123,16 @@ void check_coverage(
   uint64_t end = 0;
   for (const auto& [name, tensor] : order) {
     if (tensor->offset != end) {
-      fail(file, fmt::format("the bytes of tensor '{}' overlap others or leave a hole", *name));
+      fail(file, "the bytes of tensor '{}' overlap others or leave a hole", *name);
     }
     if (tensor->bytes > data_bytes - end) {
-      fail(file, fmt::format("it ends before its tensor '{}' (it is torn)", *name));
+      fail(file, "it ends before its tensor '{}' (it is torn)", *name);
     }
     end += tensor->bytes;
     tensor->offset += data_begin;
   }
   if (end != data_bytes) {
-    fail(file, fmt::format("{} bytes follow its last tensor", data_bytes - end));
+    fail(file, "{} bytes follow its last tensor", data_bytes - end);
   }
 }
 

@@ -2,6 +2,7 @@
 // opening, then owned by the Checkpoint (checkpoint.cc), const.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -30,6 +31,9 @@ struct StoredModel {
   std::vector<File> files;
   std::unordered_map<std::string, StoredTensor> tensors;  // by Hugging Face's names
 };
+
+// What a file's type name ("BF16", "Q8_0") is to us; none: a type without kernels.
+std::optional<DType> readable_dtype(std::string_view type_name);
 
 // Elements of `shape`, or -1 when they are too many to be counted in 62 bits or a size is negative.
 int64_t checked_count(const std::vector<int64_t>& shape);

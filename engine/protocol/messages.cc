@@ -6,8 +6,8 @@ namespace millrace {
 
 Bytes make_frame(FrameType type, uint32_t epoch, std::span<const uint8_t> body) {
   CHECK(body.size() <= kMaxFrameBytes, "a frame of {} bytes", body.size());
-  Bytes frame = encode(FrameHeader{
-      .type = type, .epoch = epoch, .length = static_cast<uint32_t>(body.size())});
+  Bytes frame = encode(
+      FrameHeader{.type = type, .epoch = epoch, .length = static_cast<uint32_t>(body.size())});
   frame.insert(frame.end(), body.begin(), body.end());
   return frame;
 }

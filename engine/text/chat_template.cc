@@ -24,9 +24,9 @@ std::shared_ptr<const ChatTemplate> ChatTemplate::parse(
   if (!mr_template_new(rust_bytes(source), source.size(), rust_bytes(bos_token), bos_token.size(),
           rust_bytes(eos_token), eos_token.size(), &impl->handle, error.out())) {
     throw Error(ExitCode::kModel,
-        fmt::format("The model's chat template cannot be used: {}. Give another one with "
-                    "--chat-template, or fetch the model again.",
-            error.view()));
+        "The model's chat template cannot be used: {}. Give another one with --chat-template, or "
+        "fetch the model again.",
+        error.view());
   }
   return std::shared_ptr<const ChatTemplate>(new ChatTemplate(std::move(impl)));
 }

@@ -43,10 +43,10 @@ std::shared_ptr<const Tokenizer> Tokenizer::from_json(std::string_view json) {
   auto impl = std::make_unique<Impl>();
   RustBuffer error;
   if (!mr_tokenizer_new(rust_bytes(json), json.size(), &impl->handle, error.out())) {
-    throw Error(
-        ExitCode::kModel, fmt::format("The model's tokenizer cannot be used: {}. Fetch the model's "
-                                      "tokenizer.json (or GGUF file) again, or convert it anew.",
-                              error.view()));
+    throw Error(ExitCode::kModel,
+        "The model's tokenizer cannot be used: {}. Fetch the model's tokenizer.json (or GGUF file) "
+        "again, or convert it anew.",
+        error.view());
   }
   return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
 }

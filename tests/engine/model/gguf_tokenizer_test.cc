@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "engine/model/checkpoint.h"
+#include "engine/model/gguf.h"
 #include "engine/text/text.h"
 #include "tests/engine/model/files.h"
 
@@ -16,23 +17,25 @@ namespace {
 namespace json = boost::json;
 
 // A byte-level vocabulary of five tokens, or what `model` says.
-GgufMetadata small_vocabulary(const std::string& model = "gpt2", const std::string& pre = "gpt-2") {
-  GgufMetadata metadata("m.gguf");
-  metadata.add("tokenizer.ggml.model", model);
-  metadata.add("tokenizer.ggml.pre", pre);
-  metadata.add("tokenizer.ggml.tokens", GgufStrings{"<s>", "a", "b", "ab", "<tool>"});
-  metadata.add("tokenizer.ggml.token_type", GgufNumbers{3, 1, 1, 1, 4});
-  metadata.add("tokenizer.ggml.bos_token_id", uint64_t{0});
+json::object small_vocabulary(const std::string& model = "gpt2", const std::string& pre = "gpt-2") {
+  json::object metadata;
+  metadata["tokenizer.ggml.model"] = model;
+  metadata["tokenizer.ggml.pre"] = pre;
+  metadata["tokenizer.ggml.tokens"] = json::array{"<s>", "a", "b", "ab", "<tool>"};
+  metadata["tokenizer.ggml.token_type"] = json::array{3, 1, 1, 1, 4};
+  metadata["tokenizer.ggml.bos_token_id"] = uint64_t{0};
   return metadata;
 }
 
-json::value made(const GgufMetadata& metadata) {
-  return json::parse(make_tokenizer_json(metadata, 8));
+std::string make(const json::object& metadata, int32_t vocab_size = 8) {
+  return make_tokenizer_json(JsonFields(metadata, "'m.gguf'"), vocab_size);
 }
 
+json::value made(const json::object& metadata) { return json::parse(make(metadata)); }
+
 TEST(GgufTokenizer, ByteLevelShape) {
-  GgufMetadata metadata = small_vocabulary("gpt2", "llama-bpe");
-  metadata.add("tokenizer.ggml.merges", GgufStrings{"a b"});
+  json::object metadata = small_vocabulary("gpt2", "llama-bpe");
+  metadata["tokenizer.ggml.merges"] = json::array{"a b"};
   const json::value tokenizer = made(metadata);
   EXPECT_EQ(tokenizer.at("model").at("vocab"),
       json::parse(R"({"<s>": 0, "a": 1, "b": 2, "ab": 3, "<tool>": 4})"));
@@ -48,51 +51,51 @@ TEST(GgufTokenizer, ByteLevelShape) {
   EXPECT_EQ(tokenizer.at("post_processor").at("single"),
       json::parse(R"([{"SpecialToken": {"id": "<s>", "type_id": 0}},
                             {"Sequence": {"id": "A", "type_id": 0}}])"));
-  metadata.add("tokenizer.ggml.add_bos_token", false);
+  metadata["tokenizer.ggml.add_bos_token"] = false;
   EXPECT_TRUE(made(metadata).at("post_processor").is_null());
 }
 
 TEST(GgufTokenizer, AddsTheEndWhenAsked) {
-  GgufMetadata metadata = small_vocabulary();
-  metadata.add("tokenizer.ggml.merges", GgufStrings{"a b"});
-  metadata.add("tokenizer.ggml.add_eos_token", true);
+  json::object metadata = small_vocabulary();
+  metadata["tokenizer.ggml.merges"] = json::array{"a b"};
+  metadata["tokenizer.ggml.add_eos_token"] = true;
   expect_model_error([&] { made(metadata); }, "'eos' is to be added but not named");
-  metadata.add("tokenizer.ggml.eos_token_id", uint64_t{4});
-  const auto tokenizer = Tokenizer::from_json(make_tokenizer_json(metadata, 8));
+  metadata["tokenizer.ggml.eos_token_id"] = uint64_t{4};
+  const auto tokenizer = Tokenizer::from_json(make(metadata));
   EXPECT_EQ(tokenizer->encode("abb", /*add_special=*/true), (std::vector<int32_t>{3, 2, 4}));
   EXPECT_EQ(tokenizer->encode("ab<tool>a", /*add_special=*/false), (std::vector<int32_t>{3, 4, 1}));
 }
 
-TEST(GgufTokenizer, NoVocabulary) { EXPECT_EQ(make_tokenizer_json(GgufMetadata("m.gguf"), 8), ""); }
+TEST(GgufTokenizer, NoVocabulary) { EXPECT_EQ(make(json::object()), ""); }
 
 TEST(GgufTokenizer, RefusesByName) {
-  const auto refused = [](const GgufMetadata& metadata, const char* message) {
-    expect_model_error([&] { make_tokenizer_json(metadata, 8); }, message);
+  const auto refused = [](const json::object& metadata, const char* message) {
+    expect_model_error([&] { make(metadata); }, message);
   };
   refused(small_vocabulary("bert"), "the tokenizer 'bert'");
   refused(small_vocabulary("gpt2", "tekken"), "the pre-tokenizer 'tekken'");
   refused(small_vocabulary("gpt2", ""), "the pre-tokenizer ''");
   refused(small_vocabulary(), "'tokenizer.ggml.merges' is missing");
   refused(small_vocabulary("llama"), "'tokenizer.ggml.scores'");
-  expect_model_error([] { make_tokenizer_json(small_vocabulary(), 4); }, "only 4 rows");
+  expect_model_error([] { make(small_vocabulary(), 4); }, "only 4 rows");
 
-  const auto with = [](const std::string& key, GgufValue value) {
-    GgufMetadata metadata("m.gguf");
-    metadata.add(key, std::move(value));
-    metadata.add("tokenizer.ggml.model", std::string("gpt2"));
-    metadata.add("tokenizer.ggml.pre", std::string("gpt-2"));
-    metadata.add("tokenizer.ggml.tokens", GgufStrings{"a", "b"});
-    metadata.add("tokenizer.ggml.merges", GgufStrings{});
+  const auto with = [](const std::string& key, json::value value) {
+    json::object metadata;
+    metadata["tokenizer.ggml.model"] = "gpt2";
+    metadata["tokenizer.ggml.pre"] = "gpt-2";
+    metadata["tokenizer.ggml.tokens"] = json::array{"a", "b"};
+    metadata["tokenizer.ggml.merges"] = json::array{};
+    metadata[key] = std::move(value);
     return metadata;
   };
   refused(
-      with("tokenizer.ggml.tokens", GgufStrings{"a", "a"}), "token 1 is in the vocabulary twice");
-  refused(with("tokenizer.ggml.tokens", GgufStrings{std::string(2000, 'a')}), "too long");
+      with("tokenizer.ggml.tokens", json::array{"a", "a"}), "token 1 is in the vocabulary twice");
+  refused(with("tokenizer.ggml.tokens", json::array{std::string(2000, 'a')}), "too long");
   refused(with("tokenizer.ggml.tokens", uint64_t{3}), "not an array of strings");
-  refused(with("tokenizer.ggml.token_type", GgufNumbers{1}), "differ in number");
-  refused(with("tokenizer.ggml.token_type", GgufNumbers{1, 7}), "token 1 has no valid type");
-  refused(with("tokenizer.ggml.token_type", GgufNumbers{1, std::nan("")}), "no valid type");
-  refused(with("tokenizer.ggml.merges", GgufStrings{"ab"}), "has no pair");
+  refused(with("tokenizer.ggml.token_type", json::array{1}), "differ in number");
+  refused(with("tokenizer.ggml.token_type", json::array{1, 7}), "token 1 has no valid type");
+  refused(with("tokenizer.ggml.token_type", json::array{1, std::nan("")}), "no valid type");
+  refused(with("tokenizer.ggml.merges", json::array{"ab"}), "has no pair");
   refused(with("tokenizer.ggml.bos_token_id", uint64_t{2}), "bos_token_id");
 }
 
@@ -120,7 +123,7 @@ TEST(GgufTokenizer, ByteLevelEncodesAsTransformers) {
 
 TEST(GgufTokenizer, SentencePieceEncodesAsTransformers) {
   const GgufFile gguf = read_gguf("tests/data/spm-vocab.gguf");
-  const auto tokenizer = Tokenizer::from_json(make_tokenizer_json(gguf.metadata, 1024));
+  const auto tokenizer = Tokenizer::from_json(make(gguf.metadata, 1024));
   expect_ids(*tokenizer, "tests/data/goldens/spm.json", "lines");
   // BOS comes before a text unless the file says otherwise.
   EXPECT_EQ(tokenizer->encode("water", /*add_special=*/true).front(), 1);
