@@ -2,24 +2,24 @@
 #include <algorithm>
 #include <utility>
 
-#include "scheduler/state.h"
+#include "scheduler/scheduler.h"
 
 namespace millrace {
 
-std::vector<Emission> Scheduler::State::commit(const StepResult& result) {
-  CHECK(!flights.empty() && flights.front().number == result.sequence,
+std::vector<Emission> Scheduler::commit(const StepResult& result) {
+  CHECK(!flights_.empty() && flights_.front().number == result.sequence,
       "the result of plan {} came, plan {} is due", result.sequence,
-      flights.empty() ? next_plan : flights.front().number);
-  const InFlight flight = std::move(flights.front());
-  flights.pop_front();
-  ++steps;
+      flights_.empty() ? next_plan_ : flights_.front().number);
+  const InFlight flight = std::move(flights_.front());
+  flights_.pop_front();
+  ++steps_;
 
   std::vector<Emission> emissions;
   auto row = result.rows.begin();
   for (const InFlight::PlannedRow& planned : flight.rows) {
     Sequence& sequence = *planned.sequence;
     --sequence.in_flight;
-    tokens_computed += static_cast<uint64_t>(planned.count);
+    tokens_computed_ += static_cast<uint64_t>(planned.count);
     if (planned.output) {
       CHECK(row != result.rows.end() && row->slot == sequence.slot,
           "the result of plan {} has no row for slot {}", result.sequence, sequence.slot);
@@ -38,7 +38,7 @@ std::vector<Emission> Scheduler::State::commit(const StepResult& result) {
   return emissions;
 }
 
-Emission Scheduler::State::take_row(Sequence& sequence, const RowResult& row) {
+Emission Scheduler::take_row(Sequence& sequence, const RowResult& row) {
   Emission emission;
   emission.id = sequence.id;
   if (row.status == RowStatus::kNonFinite) {
@@ -50,7 +50,7 @@ Emission Scheduler::State::take_row(Sequence& sequence, const RowResult& row) {
   CHECK(row.tokens.size() == 1, "slot {} has {} tokens in one step", row.slot, row.tokens.size());
   emission.tokens = row.tokens;
   ++sequence.num_emitted;
-  ++tokens_emitted;
+  ++tokens_emitted_;
   const Request& request = sequence.request;
   const auto& stops = request.stop_token_ids;
   if (sequence.num_emitted >= request.min_tokens &&

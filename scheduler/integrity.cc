@@ -5,27 +5,27 @@
 #include <set>
 #include <unordered_map>
 
-#include "scheduler/state.h"
+#include "scheduler/scheduler.h"
 
 namespace millrace {
 
-std::string Scheduler::State::check_integrity() const {
-  for (const auto check :
-      {&State::check_sequences, &State::check_flights, &State::check_memory, &State::check_slots}) {
+std::string Scheduler::check_integrity() const {
+  for (const auto check : {&Scheduler::check_sequences, &Scheduler::check_flights,
+           &Scheduler::check_memory, &Scheduler::check_slots}) {
     if (std::string broken = (this->*check)(); !broken.empty()) return broken;
   }
   return "";
 }
 
-std::string Scheduler::State::check_sequences() const {
+std::string Scheduler::check_sequences() const {
   size_t listed = 0;
   for (int i = 0; i < kNumPhases; ++i) {
     const auto phase = static_cast<Phase>(i);
     listed += list(phase).size();
     uint64_t last_plan = 0;
     for (const Sequence* sequence : list(phase)) {
-      const auto known = sequences.find(sequence->id);
-      if (known == sequences.end() || &known->second != sequence || sequence->phase != phase ||
+      const auto known = sequences_.find(sequence->id);
+      if (known == sequences_.end() || &known->second != sequence || sequence->phase != phase ||
           *sequence->place != sequence) {
         return fmt::format("request {} stands in the list of phase {}", sequence->id, i);
       }
@@ -35,27 +35,27 @@ std::string Scheduler::State::check_sequences() const {
       last_plan = sequence->last_plan;
     }
   }
-  if (listed != sequences.size()) {
-    return fmt::format("{} requests known, {} listed", sequences.size(), listed);
+  if (listed != sequences_.size()) {
+    return fmt::format("{} requests known, {} listed", sequences_.size(), listed);
   }
   int64_t backlog = 0;
-  for (const auto& [id, sequence] : sequences) {
+  for (const auto& [id, sequence] : sequences_) {
     if (std::string broken = check_sequence(sequence); !broken.empty()) {
       return fmt::format("request {}: {}", id, broken);
     }
     const bool counts = sequence.phase == Phase::kWaiting || sequence.phase == Phase::kPrefill;
     if (counts) backlog += sequence.prompt_left();
   }
-  if (backlog != prompt_backlog) return fmt::format("backlog {} != {}", prompt_backlog, backlog);
+  if (backlog != prompt_backlog_) return fmt::format("backlog {} != {}", prompt_backlog_, backlog);
   return "";
 }
 
-std::string Scheduler::State::check_sequence(const Sequence& s) const {
+std::string Scheduler::check_sequence(const Sequence& s) const {
   const int64_t length = int64_t{s.num_prompt()} + s.request.max_tokens;
   const int64_t held = static_cast<int64_t>(s.blocks.size());
-  if (int64_t{s.reserved} * config.block_size < length) return "reserved too few blocks";
+  if (int64_t{s.reserved} * config_.block_size < length) return "reserved too few blocks";
   if (held > s.reserved) return fmt::format("{} blocks of {} reserved", held, s.reserved);
-  if (held != (int64_t{s.num_computed} + config.block_size - 1) / config.block_size) {
+  if (held != (int64_t{s.num_computed} + config_.block_size - 1) / config_.block_size) {
     return fmt::format("{} blocks for {} positions", held, s.num_computed);
   }
   if (s.num_computed > s.num_positions()) return "planned past max_tokens";
@@ -73,29 +73,29 @@ std::string Scheduler::State::check_sequence(const Sequence& s) const {
   return "has no phase";
 }
 
-std::string Scheduler::State::check_flights() const {
-  if (flights.size() > static_cast<size_t>(num_lanes())) return "more plans than lanes";
+std::string Scheduler::check_flights() const {
+  if (flights_.size() > static_cast<size_t>(num_lanes())) return "more plans than lanes";
   struct Count {
     int32_t plans = 0;
     int32_t outputs = 0;
     uint64_t last = 0;
   };
   std::unordered_map<const Sequence*, Count> counts;
-  uint64_t number = next_plan - flights.size();
-  for (const InFlight& flight : flights) {
+  uint64_t number = next_plan_ - flights_.size();
+  for (const InFlight& flight : flights_) {
     if (flight.number != number++) return fmt::format("plan {} is out of order", flight.number);
     for (const InFlight::PlannedRow& row : flight.rows) {
       Count& count = counts[row.sequence];
       ++count.plans;
       if (!row.output) continue;
-      if (count.outputs > 0 && flight.number < count.last + static_cast<uint64_t>(config.pp)) {
+      if (count.outputs > 0 && flight.number < count.last + static_cast<uint64_t>(config_.pp)) {
         return fmt::format("plans {} and {} decode the same request", count.last, flight.number);
       }
       ++count.outputs;
       count.last = flight.number;
     }
   }
-  for (const auto& [id, sequence] : sequences) {
+  for (const auto& [id, sequence] : sequences_) {
     const Count count = counts[&sequence];
     if (count.plans != sequence.in_flight) {
       return fmt::format(
@@ -107,36 +107,36 @@ std::string Scheduler::State::check_flights() const {
           sequence.num_emitted, count.outputs);
     }
   }
-  return counts.size() <= sequences.size() ? "" : "a plan in flight names a request that is gone";
+  return counts.size() <= sequences_.size() ? "" : "a plan in flight names a request that is gone";
 }
 
-std::string Scheduler::State::check_memory() const {
+std::string Scheduler::check_memory() const {
   std::set<BlockId> held;
   size_t num_held = 0;
   uint64_t reserved = 0;
-  for (const auto& [id, sequence] : sequences) {
+  for (const auto& [id, sequence] : sequences_) {
     num_held += sequence.blocks.size();
     for (const Block& block : sequence.blocks) held.insert(block.id());
     if (sequence.phase != Phase::kWaiting) reserved += sequence.reserved;
   }
   if (held.size() != num_held) return "a block is held twice";
-  if (held.size() + pool.num_free() != pool.num_blocks()) {
+  if (held.size() + pool_.num_free() != pool_.num_blocks()) {
     return fmt::format(
-        "{} blocks held + {} free != {}", held.size(), pool.num_free(), pool.num_blocks());
+        "{} blocks held + {} free != {}", held.size(), pool_.num_free(), pool_.num_blocks());
   }
-  if (reserved != reserved_blocks || reserved > pool.num_blocks()) {
+  if (reserved != reserved_blocks_ || reserved > pool_.num_blocks()) {
     return fmt::format(
-        "{} blocks reserved, {} counted, {} there", reserved_blocks, reserved, pool.num_blocks());
+        "{} blocks reserved, {} counted, {} there", reserved_blocks_, reserved, pool_.num_blocks());
   }
   return "";
 }
 
-std::string Scheduler::State::check_slots() const {
-  if (table.next_sequence() != next_plan) return "the slot table missed a plan";
+std::string Scheduler::check_slots() const {
+  if (table_.next_sequence() != next_plan_) return "the slot table_ missed a plan";
   std::set<uint16_t> used;
-  for (const auto& [id, sequence] : sequences) {
+  for (const auto& [id, sequence] : sequences_) {
     if (sequence.phase == Phase::kWaiting) continue;
-    const SlotTable::Slot& slot = table.slot(sequence.slot);
+    const SlotTable::Slot& slot = table_.slot(sequence.slot);
     bool same = slot.active && slot.blocks.size() == sequence.blocks.size() &&
                 slot.num_computed == static_cast<uint32_t>(sequence.num_computed);
     for (size_t i = 0; same && i < slot.blocks.size(); ++i) {
@@ -145,17 +145,17 @@ std::string Scheduler::State::check_slots() const {
     if (!same) return fmt::format("request {} differs from its slot {}", id, sequence.slot);
     if (!used.insert(sequence.slot).second) return fmt::format("slot {} used twice", sequence.slot);
   }
-  const std::set<uint16_t> free(free_slots.begin(), free_slots.end());
-  const std::set<uint16_t> pending(pending_releases.begin(), pending_releases.end());
-  if (free.size() != free_slots.size() || pending.size() != pending_releases.size()) {
+  const std::set<uint16_t> free(free_slots_.begin(), free_slots_.end());
+  const std::set<uint16_t> pending(pending_releases_.begin(), pending_releases_.end());
+  if (free.size() != free_slots_.size() || pending.size() != pending_releases_.size()) {
     return "a slot is freed twice";
   }
   // A freed slot stays active in the table until a plan carries its release.
-  for (int i = 0; i < table.num_slots(); ++i) {
+  for (int i = 0; i < table_.num_slots(); ++i) {
     const auto slot = static_cast<uint16_t>(i);
     if (used.contains(slot) == free.contains(slot)) return fmt::format("slot {} is lost", i);
     const bool active = used.contains(slot) || pending.contains(slot);
-    if (active != table.slot(slot).active) return fmt::format("slot {} was not released", i);
+    if (active != table_.slot(slot).active) return fmt::format("slot {} was not released", i);
   }
   return "";
 }

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "scheduler/state.h"
+#include "scheduler/scheduler.h"
 
 namespace millrace {
 
@@ -17,64 +17,64 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-std::optional<StepPlan> Scheduler::State::plan(std::vector<Emission>& failed) {
-  if (static_cast<int32_t>(flights.size()) >= num_lanes()) return std::nullopt;
+std::optional<StepPlan> Scheduler::plan(std::vector<Emission>& failed) {
+  if (static_cast<int32_t>(flights_.size()) >= num_lanes()) return std::nullopt;
   StepPlan plan;
-  plan.sequence = next_plan;
+  plan.sequence = next_plan_;
   InFlight record;
-  record.number = next_plan;
+  record.number = next_plan_;
   plan_decodes(plan, record);
   plan_prefills(plan, record);
   if (plan.rows.empty() && !filler_due()) {
-    if (flights.empty() && size(Phase::kWaiting) > 0) fail_oldest(failed);
+    if (flights_.empty() && size(Phase::kWaiting) > 0) fail_oldest(failed);
     return std::nullopt;
   }
-  ++next_plan;
-  plan.releases = std::exchange(pending_releases, {});
-  const std::string wrong = table.apply(plan);
+  ++next_plan_;
+  plan.releases = std::exchange(pending_releases_, {});
+  const std::string wrong = table_.apply(plan);
   CHECK(wrong.empty(), "{}", wrong);
-  plan.slot_hash = table.hash();
-  flights.push_back(std::move(record));
+  plan.slot_hash = table_.hash();
+  flights_.push_back(std::move(record));
   return plan;
 }
 
 // A decode row's input is sampled in its last plan and reaches the first stage before plan
 // last + pp, not sooner.
-bool Scheduler::State::decode_due(const Sequence& sequence) const {
-  return next_plan >= sequence.last_plan + static_cast<uint64_t>(config.pp);
+bool Scheduler::decode_due(const Sequence& sequence) const {
+  return next_plan_ >= sequence.last_plan + static_cast<uint64_t>(config_.pp);
 }
 
 // Decoding sequences too few for the stages need plans without rows between theirs. These take
 // lanes, so they are held back while a long (prefill) step is out: who arrives meanwhile needs one.
-bool Scheduler::State::filler_due() const {
+bool Scheduler::filler_due() const {
   if (list(Phase::kDecode).empty()) return false;
   return std::none_of(
-      flights.begin(), flights.end(), [](const InFlight& flight) { return flight.has_prefill; });
+      flights_.begin(), flights_.end(), [](const InFlight& flight) { return flight.has_prefill; });
 }
 
-void Scheduler::State::plan_decodes(StepPlan& plan, InFlight& record) {
+void Scheduler::plan_decodes(StepPlan& plan, InFlight& record) {
   // An even share of the decoding sequences, so that every stage has some at any time.
   const auto& decoding = list(Phase::kDecode);
-  const int64_t share =
-      std::min<int64_t>(divide_up(size(Phase::kDecode), config.pp), config.max_num_batched_tokens);
+  const int64_t share = std::min<int64_t>(
+      divide_up(size(Phase::kDecode), config_.pp), config_.max_num_batched_tokens);
   for (int64_t i = 0; i < share && decode_due(*decoding.front()); ++i) {
     add_row(*decoding.front(), 1, plan, record);
   }
 }
 
-int32_t Scheduler::State::prefill_budget(int32_t tokens_left) const {
-  if (config.pp == 1) return tokens_left;
-  const int64_t share = std::max(kMinChunk, divide_up(prompt_backlog, config.pp));
+int32_t Scheduler::prefill_budget(int32_t tokens_left) const {
+  if (config_.pp == 1) return tokens_left;
+  const int64_t share = std::max(kMinChunk, divide_up(prompt_backlog_, config_.pp));
   return static_cast<int32_t>(std::min<int64_t>(tokens_left, share));
 }
 
-bool Scheduler::State::fits(const Sequence& sequence) const {
-  return !free_slots.empty() && reserved_blocks + sequence.reserved <= pool.num_blocks();
+bool Scheduler::fits(const Sequence& sequence) const {
+  return !free_slots_.empty() && reserved_blocks_ + sequence.reserved <= pool_.num_blocks();
 }
 
-void Scheduler::State::plan_prefills(StepPlan& plan, InFlight& record) {
+void Scheduler::plan_prefills(StepPlan& plan, InFlight& record) {
   const auto num_decodes = static_cast<int32_t>(plan.rows.size());
-  int32_t budget = prefill_budget(config.max_num_batched_tokens - num_decodes);
+  int32_t budget = prefill_budget(config_.max_num_batched_tokens - num_decodes);
   const auto add_chunk = [&](Sequence& sequence) {
     const int32_t count = std::min({sequence.prompt_left(), budget, kMaxRowTokens});
     budget -= count;
@@ -92,10 +92,10 @@ void Scheduler::State::plan_prefills(StepPlan& plan, InFlight& record) {
   record.has_prefill = record.rows.size() > static_cast<size_t>(num_decodes);
 }
 
-void Scheduler::State::admit(Sequence& sequence, StepPlan& plan) {
-  sequence.slot = free_slots.back();
-  free_slots.pop_back();
-  reserved_blocks += sequence.reserved;
+void Scheduler::admit(Sequence& sequence, StepPlan& plan) {
+  sequence.slot = free_slots_.back();
+  free_slots_.pop_back();
+  reserved_blocks_ += sequence.reserved;
   sequence.blocks.reserve(sequence.reserved);
   move(sequence, Phase::kPrefill);
   Admission& admission = plan.admissions.emplace_back();
@@ -105,22 +105,22 @@ void Scheduler::State::admit(Sequence& sequence, StepPlan& plan) {
   admission.token_ids = sequence.request.prompt;
 }
 
-void Scheduler::State::add_row(
-    Sequence& sequence, int32_t count, StepPlan& plan, InFlight& record) {
+void Scheduler::add_row(Sequence& sequence, int32_t count, StepPlan& plan, InFlight& record) {
   Row& row = plan.rows.emplace_back();
   row.slot = sequence.slot;
   row.count = static_cast<uint16_t>(count);
-  prompt_backlog -= std::clamp(sequence.prompt_left(), 0, count);
+  prompt_backlog_ -= std::clamp(sequence.prompt_left(), 0, count);
   sequence.num_computed += count;
-  while (static_cast<int64_t>(sequence.blocks.size()) * config.block_size < sequence.num_computed) {
-    sequence.blocks.push_back(pool.allocate());
+  while (
+      static_cast<int64_t>(sequence.blocks.size()) * config_.block_size < sequence.num_computed) {
+    sequence.blocks.push_back(pool_.allocate());
     row.new_blocks.push_back(sequence.blocks.back().id());
   }
   ++sequence.in_flight;
   const bool output = sequence.prompt_left() <= 0;
   if (output) {
     row.output = Output::kLast;
-    sequence.last_plan = next_plan;
+    sequence.last_plan = next_plan_;
     const bool done = sequence.num_computed == sequence.num_positions();
     move(sequence, done ? Phase::kPlanned : Phase::kDecode);
   }
@@ -129,7 +129,7 @@ void Scheduler::State::add_row(
 
 // Unreachable while admission counts reservations alone; it is what keeps the engine moving
 // whatever an admission rule may come to depend on.
-void Scheduler::State::fail_oldest(std::vector<Emission>& failed) {
+void Scheduler::fail_oldest(std::vector<Emission>& failed) {
   Sequence& oldest = *list(Phase::kWaiting).front();
   Emission emission;
   emission.id = oldest.id;

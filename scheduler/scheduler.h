@@ -5,13 +5,17 @@
 // the difference is what is in flight (docs/architecture.md, the step contract).
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <memory>
+#include <deque>
+#include <list>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "engine/base/status.h"
+#include "engine/protocol/slot_table.h"
 #include "engine/protocol/step.h"
 #include "scheduler/block_pool.h"
 
@@ -47,7 +51,6 @@ struct SchedulerStats {
 class Scheduler {
  public:
   explicit Scheduler(const SchedulerConfig& config);
-  ~Scheduler();
 
   // Queues a validated request. Not ok: kOverloaded when the queue is full, kInvalidArgument when
   // prompt + max_tokens can never fit the pool. `id` is new.
@@ -64,17 +67,105 @@ class Scheduler {
   // Takes the last stage's result of the oldest uncommitted plan; CHECKs the order.
   std::vector<Emission> commit(const StepResult& result);
 
-  int32_t num_in_flight() const;  // plans issued and not committed
-  bool idle() const;              // no request known and nothing in flight
+  // Plans issued and not committed.
+  int32_t num_in_flight() const { return static_cast<int32_t>(flights_.size()); }
+  // No request known and nothing in flight.
+  bool idle() const { return sequences_.empty() && flights_.empty(); }
   SchedulerStats stats() const;
   // free + held = total, every table within bounds, every count consistent; "" or what is broken.
   std::string check_integrity() const;
 
  private:
-  struct Sequence;
-  struct InFlight;
-  struct State;
-  std::unique_ptr<State> state_;
+  // Where a sequence stands. It is in the list of its phase and in no other.
+  //
+  //   kWaiting -> kPrefill -> kDecode -> kPlanned -> kRetiring -> gone
+  //
+  // kPlanned: every position it may need is in a plan, results are due. kRetiring: it has ended,
+  // but plans in flight name it. A stop, an error or a cancel leads to kRetiring from anywhere.
+  enum class Phase : uint8_t { kWaiting, kPrefill, kDecode, kPlanned, kRetiring };
+  static constexpr int kNumPhases = 5;
+
+  // One request: how far it is planned, how far it is known, what it holds.
+  struct Sequence {
+    RequestId id = 0;
+    Request request;
+    Phase phase = Phase::kWaiting;
+    std::list<Sequence*>::iterator place;  // in the list of its phase
+
+    // From admission on.
+    uint16_t slot = 0;
+    uint32_t reserved = 0;      // blocks it may come to hold
+    std::vector<Block> blocks;  // block b holds positions [b * block_size, ...)
+    int32_t num_computed = 0;   // positions planned
+    int32_t num_emitted = 0;    // sampled tokens committed
+    int32_t in_flight = 0;      // uncommitted plans that name it
+    uint64_t last_plan = 0;     // the newest plan that samples for it
+
+    int32_t num_prompt() const { return static_cast<int32_t>(request.prompt.size()); }
+    // Positions to compute in all. The last token is emitted and never computed.
+    int32_t num_positions() const { return num_prompt() + request.max_tokens - 1; }
+    int32_t prompt_left() const { return num_prompt() - num_computed; }
+  };
+
+  // A plan that is issued and not committed.
+  struct InFlight {
+    struct PlannedRow {
+      Sequence* sequence;  // stays until the plan is committed
+      int32_t count;
+      bool output;
+    };
+    uint64_t number = 0;
+    bool has_prefill = false;
+    std::vector<PlannedRow> rows;
+  };
+
+  // scheduler.cc
+  void move(Sequence& sequence, Phase phase);
+  // The sequence gets no further row; it goes at once, or with the last plan that names it.
+  void retire(Sequence& sequence);
+  void forget(Sequence& sequence);
+
+  // plan.cc
+  bool decode_due(const Sequence& sequence) const;
+  bool filler_due() const;
+  int32_t prefill_budget(int32_t tokens_left) const;
+  bool fits(const Sequence& sequence) const;
+  void plan_decodes(StepPlan& plan, InFlight& record);
+  void plan_prefills(StepPlan& plan, InFlight& record);
+  void admit(Sequence& sequence, StepPlan& plan);
+  void add_row(Sequence& sequence, int32_t count, StepPlan& plan, InFlight& record);
+  void fail_oldest(std::vector<Emission>& failed);
+
+  // commit.cc
+  Emission take_row(Sequence& sequence, const RowResult& row);
+
+  // integrity.cc
+  std::string check_sequences() const;
+  std::string check_sequence(const Sequence& sequence) const;
+  std::string check_flights() const;
+  std::string check_memory() const;
+  std::string check_slots() const;
+
+  std::list<Sequence*>& list(Phase phase) { return lists_[static_cast<size_t>(phase)]; }
+  const std::list<Sequence*>& list(Phase phase) const { return lists_[static_cast<size_t>(phase)]; }
+  int32_t size(Phase phase) const { return static_cast<int32_t>(list(phase).size()); }
+  int32_t num_lanes() const { return config_.pp + 1; }
+
+  const SchedulerConfig config_;
+  BlockPool pool_;  // outlives the blocks that `sequences_` hold
+  SlotTable table_;
+  std::unordered_map<RequestId, Sequence> sequences_;  // every request known, at a fixed address
+  // By phase. Waiting and prefill in order of arrival, decode in order of the last plan.
+  std::array<std::list<Sequence*>, kNumPhases> lists_;
+  std::vector<uint16_t> free_slots_;        // the last one goes first
+  std::vector<uint16_t> pending_releases_;  // free already; the next plan tells the ranks
+  std::deque<InFlight> flights_;            // oldest first
+  uint64_t next_plan_ = 0;
+  uint32_t reserved_blocks_ = 0;  // over all sequences that hold a slot
+  int64_t prompt_backlog_ = 0;    // prompt tokens not planned yet, waiting and prefill
+  uint64_t steps_ = 0;
+  uint64_t tokens_computed_ = 0;
+  uint64_t tokens_emitted_ = 0;
 };
 
 }  // namespace millrace
