@@ -6,7 +6,11 @@
 // from anywhere when a rank is lost.
 #pragma once
 
+#include <deque>
 #include <memory>
+#include <optional>
+#include <set>
+#include <span>
 #include <string>
 #include <variant>
 #include <vector>
@@ -85,7 +89,6 @@ struct CoordinatorStats {
 class Coordinator {
  public:
   Coordinator(const CoordinatorConfig& config, Millis now);
-  ~Coordinator();
 
   // Appends what the shell must do, in order. The first event of all, whatever it is, makes it send
   // kWelcome; the shell sends that to links that come later too.
@@ -94,8 +97,69 @@ class Coordinator {
   std::string check_integrity() const;
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  enum class Life { kLoading, kServing, kDraining, kStopped, kFailed };
+
+  struct Rank {
+    std::optional<Ready> ready;
+    Millis last_heard = 0;  // any frame
+    Millis last_moved = 0;  // steps_done or progress changed
+    Heartbeat heartbeat;    // the newest
+  };
+
+  // coordinator.cc
+  void on(SubmitEvent& event);
+  void on(CancelEvent& event);
+  void on(DrainEvent& event);
+  void on(StopEvent& event);
+  void plan_all();
+  void refuse(RequestId id, ErrorCode code, std::string message);
+  void emit(Emission emission);
+  void send_all(FrameType type, const Bytes& body);
+  void end_requests(const std::string& message);
+  void finish(Life end, ExitCode code, std::string message);
+  // The replica is over: clients are answered, then the shell hears which rank and why.
+  void lose(int rank, const std::string& reason, ExitCode code = ExitCode::kWorkerLost);
+
+  // frames.cc
+  void on(FrameEvent& event);
+  void on(LinkClosedEvent& event);
+  bool on_ready(int rank, std::span<const uint8_t> body);
+  bool on_result(int rank, std::span<const uint8_t> body);
+  bool on_heartbeat(int rank, std::span<const uint8_t> body);
+  bool on_failed(int rank, std::span<const uint8_t> body);
+  bool answers_plan(const StepResult& result) const;
+  void start_serving();
+
+  // watch.cc
+  void on(TickEvent& event);
+  void watch_loading();
+  void watch_heartbeats();
+  void watch_progress();
+  bool all_beat(Millis at) const;
+
+  bool serving() const { return life_ == Life::kServing || life_ == Life::kDraining; }
+  bool over() const { return life_ == Life::kStopped || life_ == Life::kFailed; }
+  // Ranks of one stage are neighbours (parallel/topology.h).
+  int stage_of(int rank) const { return rank / config_.engine.tp; }
+  int num_stages() const { return config_.engine.pp; }
+
+  const CoordinatorConfig config_;
+  Life life_ = Life::kLoading;
+  bool welcomed_ = false;
+  Millis now_;
+  Millis load_began_;
+  Millis last_tick_;
+  Millis last_step_ = 0;  // of the newest commit, or when work came to an idle replica
+  std::vector<Action> out_;
+  std::vector<Rank> ranks_;
+  std::optional<Scheduler> scheduler_;          // from kServing on
+  std::set<RequestId> open_;                    // submitted, accepted and not ended
+  uint64_t num_issued_ = 0;                     // plans
+  std::vector<uint64_t> results_;               // per stage: plans it has answered
+  std::deque<std::vector<uint16_t>> expected_;  // per plan in flight: slots with output, in order
+  uint64_t compute_us_ = 0;
+  uint64_t comm_us_ = 0;
+  uint64_t idle_us_ = 0;
 };
 
 }  // namespace millrace

@@ -6,7 +6,7 @@
 #include <span>
 #include <utility>
 
-#include "engine/coordinator/state.h"
+#include "engine/coordinator/coordinator.h"
 
 namespace millrace {
 
@@ -22,17 +22,17 @@ ExitCode exit_code_of(int32_t number) {
 
 }  // namespace
 
-void Coordinator::State::on(FrameEvent& event) {
+void Coordinator::on(FrameEvent& event) {
   const int rank = event.rank;
-  CHECK(rank >= 0 && rank < static_cast<int>(ranks.size()), "a frame of rank {}", rank);
+  CHECK(rank >= 0 && rank < static_cast<int>(ranks_.size()), "a frame of rank {}", rank);
   if (over()) return;
   const std::span<const uint8_t> frame(event.frame);
   FrameHeader header;
   bool valid = decode(frame, &header) && frame.size() == kFrameHeaderBytes + header.length;
-  if (valid && header.epoch < config.epoch) return;  // of a life before this one
-  valid = valid && header.epoch == config.epoch;
+  if (valid && header.epoch < config_.epoch) return;  // of a life before this one
+  valid = valid && header.epoch == config_.epoch;
   if (valid) {
-    ranks[static_cast<size_t>(rank)].last_heard = now;
+    ranks_[static_cast<size_t>(rank)].last_heard = now_;
     const auto body = frame.subspan(kFrameHeaderBytes);
     switch (header.type) {
       case FrameType::kReady: valid = on_ready(rank, body); break;
@@ -46,30 +46,30 @@ void Coordinator::State::on(FrameEvent& event) {
   if (!valid) lose(rank, "it sent a frame that is malformed or was not due");
 }
 
-void Coordinator::State::on(LinkClosedEvent& event) {
+void Coordinator::on(LinkClosedEvent& event) {
   if (over()) return;  // its kFailed came first and said more
   lose(event.rank, event.reason);
 }
 
-bool Coordinator::State::on_ready(int rank, std::span<const uint8_t> body) {
+bool Coordinator::on_ready(int rank, std::span<const uint8_t> body) {
   Ready ready;
-  Rank& from = ranks[static_cast<size_t>(rank)];
-  if (life != Life::kLoading || from.ready || !decode(body, &ready) || ready.rank != rank) {
+  Rank& from = ranks_[static_cast<size_t>(rank)];
+  if (life_ != Life::kLoading || from.ready || !decode(body, &ready) || ready.rank != rank) {
     return false;
   }
   from.ready = std::move(ready);
   const bool all =
-      std::all_of(ranks.begin(), ranks.end(), [](const Rank& r) { return r.ready.has_value(); });
+      std::all_of(ranks_.begin(), ranks_.end(), [](const Rank& r) { return r.ready.has_value(); });
   if (all) start_serving();
   return true;
 }
 
-void Coordinator::State::start_serving() {
+void Coordinator::start_serving() {
   std::string others;
-  const Rank* smallest = &ranks[0];
+  const Rank* smallest = &ranks_[0];
   std::vector<Ready> readies;
-  for (const Rank& rank : ranks) {
-    if (rank.ready->config_hash != ranks[0].ready->config_hash) {
+  for (const Rank& rank : ranks_) {
+    if (rank.ready->config_hash != ranks_[0].ready->config_hash) {
       others += fmt::format("{}{}", others.empty() ? "" : ", ", rank.ready->rank);
     }
     if (rank.ready->num_blocks < smallest->ready->num_blocks) smallest = &rank;
@@ -79,7 +79,7 @@ void Coordinator::State::start_serving() {
     return finish(Life::kFailed, ExitCode::kModel,
         fmt::format("rank {} read another model or layout than rank 0; put the same "
                     "files at {} on every host",
-            others, config.engine.model_path));
+            others, config_.engine.model_path));
   }
   const uint32_t num_blocks = smallest->ready->num_blocks;
   if (num_blocks == 0) {
@@ -88,43 +88,43 @@ void Coordinator::State::start_serving() {
                     "smaller model",
             smallest->ready->rank));
   }
-  const EngineConfig& engine = config.engine;
-  scheduler.emplace(SchedulerConfig{.pp = engine.pp,
+  const EngineConfig& engine = config_.engine;
+  scheduler_.emplace(SchedulerConfig{.pp = engine.pp,
       .block_size = engine.block_size,
       .num_blocks = num_blocks,
       .max_num_seqs = engine.max_num_seqs,
       .max_num_batched_tokens = engine.max_num_batched_tokens,
-      .max_queue = config.max_queue});
-  for (Rank& rank : ranks) rank.last_heard = now;
-  life = Life::kServing;
+      .max_queue = config_.max_queue});
+  for (Rank& rank : ranks_) rank.last_heard = now_;
+  life_ = Life::kServing;
   send_all(FrameType::kStart, encode(Start{num_blocks}));
-  out.push_back(BecameReady{num_blocks, std::move(readies)});
+  out_.push_back(BecameReady{num_blocks, std::move(readies)});
 }
 
-bool Coordinator::State::on_result(int rank, std::span<const uint8_t> body) {
+bool Coordinator::on_result(int rank, std::span<const uint8_t> body) {
   StepResult result;
   if (!serving() || !decode(body, &result)) return false;
-  if (rank % config.engine.tp != 0 || result.stage != stage_of(rank)) return false;
-  uint64_t& answered = results[result.stage];
-  if (result.sequence != answered || answered >= num_issued || !answers_plan(result)) return false;
+  if (rank % config_.engine.tp != 0 || result.stage != stage_of(rank)) return false;
+  uint64_t& answered = results_[result.stage];
+  if (result.sequence != answered || answered >= num_issued_ || !answers_plan(result)) return false;
   ++answered;
-  compute_us += result.compute_us;
-  comm_us += result.comm_us;
-  idle_us += result.idle_us;
+  compute_us_ += result.compute_us;
+  comm_us_ += result.comm_us;
+  idle_us_ += result.idle_us;
   if (result.stage + 1 < num_stages()) return true;
-  expected.pop_front();
-  last_step = now;
-  for (Emission& emission : scheduler->commit(result)) {
-    if (emission.finish != FinishReason::kNone) open.erase(emission.id);
+  expected_.pop_front();
+  last_step_ = now_;
+  for (Emission& emission : scheduler_->commit(result)) {
+    if (emission.finish != FinishReason::kNone) open_.erase(emission.id);
     emit(std::move(emission));
   }
   return true;
 }
 
 // Rows come from the last stage alone: those of its oldest plan in flight, one token each.
-bool Coordinator::State::answers_plan(const StepResult& result) const {
+bool Coordinator::answers_plan(const StepResult& result) const {
   if (result.stage + 1 < num_stages()) return result.rows.empty();
-  const std::vector<uint16_t>& slots = expected.front();
+  const std::vector<uint16_t>& slots = expected_.front();
   return std::equal(result.rows.begin(), result.rows.end(), slots.begin(), slots.end(),
       [](const RowResult& row, uint16_t slot) {
         const size_t num_tokens = row.status == RowStatus::kOk ? 1 : 0;
@@ -132,19 +132,19 @@ bool Coordinator::State::answers_plan(const StepResult& result) const {
       });
 }
 
-bool Coordinator::State::on_heartbeat(int rank, std::span<const uint8_t> body) {
+bool Coordinator::on_heartbeat(int rank, std::span<const uint8_t> body) {
   Heartbeat heartbeat;
   if (!decode(body, &heartbeat) || heartbeat.rank != rank) return false;
-  Rank& from = ranks[static_cast<size_t>(rank)];
+  Rank& from = ranks_[static_cast<size_t>(rank)];
   if (heartbeat.steps_done != from.heartbeat.steps_done ||
       heartbeat.progress != from.heartbeat.progress) {
-    from.last_moved = now;
+    from.last_moved = now_;
   }
   from.heartbeat = heartbeat;
   return true;
 }
 
-bool Coordinator::State::on_failed(int rank, std::span<const uint8_t> body) {
+bool Coordinator::on_failed(int rank, std::span<const uint8_t> body) {
   Failed failed;
   if (!decode(body, &failed) || failed.rank != rank) return false;
   lose(rank, failed.message.empty() ? "it gave no reason" : failed.message,
