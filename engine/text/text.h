@@ -10,6 +10,9 @@
 #include <string_view>
 #include <vector>
 
+struct mr_template;
+struct mr_tokenizer;
+
 namespace millrace {
 
 // A Hugging Face tokenizer (tokenizer.json).
@@ -18,8 +21,6 @@ class Tokenizer {
   // `json`: the bytes of tokenizer.json (GGUF models make one, engine/model/gguf_tokenizer.h).
   // Throws Error(kModel) saying what is wrong with it.
   static std::shared_ptr<const Tokenizer> from_json(std::string_view json);
-  ~Tokenizer();
-  Tokenizer(const Tokenizer&) = delete;
 
   // Ids of `text` (UTF-8). With `add_special` the tokenizer's own post-processor adds BOS/EOS.
   // Throws RequestError(kInvalidArgument) when the text is not UTF-8 or the tokenizer refuses it.
@@ -33,10 +34,13 @@ class Tokenizer {
   int32_t vocab_size() const;
 
  private:
-  struct Impl;
-  explicit Tokenizer(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
   friend class Detokenizer;
+  explicit Tokenizer(mr_tokenizer* handle);
+  // Appends the bytes of `id` to `bytes`, without the spaces that still lead the text; false when
+  // there is no such id. Special tokens add nothing when `skip_special`.
+  bool append(int32_t id, bool skip_special, int32_t& leading_spaces, std::string& bytes) const;
+
+  std::unique_ptr<mr_tokenizer, void (*)(mr_tokenizer*)> handle_;
 };
 
 // Incremental detokenizing of one stream: the concatenation of all pushes and finish() equals
@@ -68,8 +72,6 @@ class ChatTemplate {
   // Throws Error(kModel) when the template does not parse. `bos_token`, `eos_token`: their text.
   static std::shared_ptr<const ChatTemplate> parse(
       std::string_view source, std::string_view bos_token, std::string_view eos_token);
-  ~ChatTemplate();
-  ChatTemplate(const ChatTemplate&) = delete;
 
   // `messages_json`: a JSON array of message objects; `extra_json`: a JSON object of further
   // variables (tools, documents, template kwargs), or "{}". Bounded in fuel, recursion and output.
@@ -78,9 +80,8 @@ class ChatTemplate {
       bool add_generation_prompt) const;
 
  private:
-  struct Impl;
-  explicit ChatTemplate(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  explicit ChatTemplate(mr_template* handle);
+  std::unique_ptr<mr_template, void (*)(mr_template*)> handle_;
 };
 
 }  // namespace millrace

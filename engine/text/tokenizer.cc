@@ -4,57 +4,51 @@
 #include <cstring>
 
 #include "engine/base/status.h"
-#include "engine/text/tokenizer_impl.h"
+#include "engine/text/rust_bytes.h"
+#include "engine/text/text.h"
 
 namespace millrace {
 
-Tokenizer::Impl::~Impl() {
-  if (handle != nullptr) mr_tokenizer_free(handle);
-}
+Tokenizer::Tokenizer(mr_tokenizer* handle) : handle_(handle, mr_tokenizer_free) {}
 
-bool Tokenizer::Impl::append(
+bool Tokenizer::append(
     int32_t id, bool skip_special, int32_t& leading_spaces, std::string& bytes) const {
-  const uint8_t* data = nullptr;
-  size_t size = 0;
+  mr_bytes rest{};
   bool special = false;
-  if (!mr_tokenizer_piece(handle, id, &data, &size, &special)) return false;
+  if (!mr_tokenizer_piece(handle_.get(), id, &rest, &special)) return false;
   if (special && skip_special) return true;
-  for (; size > 0 && leading_spaces > 0; ++data, --size, --leading_spaces) {
-    if (*data != ' ') {
-      leading_spaces = 0;
-      break;
-    }
+  std::string_view piece(reinterpret_cast<const char*>(rest.data), rest.size);
+  while (leading_spaces > 0 && piece.starts_with(' ')) {
+    piece.remove_prefix(1);
+    --leading_spaces;
   }
-  bytes.append(reinterpret_cast<const char*>(data), size);
+  if (!piece.empty()) leading_spaces = 0;
+  bytes += piece;
   return true;
 }
 
 std::string take_utf8(std::string& bytes, bool last) {
   RustBuffer text;
-  const size_t taken = mr_utf8_lossy(rust_bytes(bytes), bytes.size(), last, text.out());
+  const size_t taken = mr_utf8_lossy(rust_bytes(bytes), last, text.out());
   bytes.erase(0, taken);
   return text.text();
 }
 
-Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-Tokenizer::~Tokenizer() = default;
-
 std::shared_ptr<const Tokenizer> Tokenizer::from_json(std::string_view json) {
-  auto impl = std::make_unique<Impl>();
+  mr_tokenizer* handle = nullptr;
   RustBuffer error;
-  if (!mr_tokenizer_new(rust_bytes(json), json.size(), &impl->handle, error.out())) {
+  if (!mr_tokenizer_new(rust_bytes(json), &handle, error.out())) {
     throw Error(ExitCode::kModel,
         "The model's tokenizer cannot be used: {}. Fetch the model's tokenizer.json (or GGUF file) "
         "again, or convert it anew.",
         error.view());
   }
-  return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
+  return std::shared_ptr<const Tokenizer>(new Tokenizer(handle));
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special) const {
   RustBuffer ids, error;
-  if (!mr_tokenizer_encode(
-          impl_->handle, rust_bytes(text), text.size(), add_special, ids.out(), error.out())) {
+  if (!mr_tokenizer_encode(handle_.get(), rust_bytes(text), add_special, ids.out(), error.out())) {
     throw RequestError(ErrorCode::kInvalidArgument,
         fmt::format("The text cannot be tokenized: {}.", error.view()));
   }
@@ -65,9 +59,9 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special) 
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {
   std::string bytes;
-  int32_t leading_spaces = mr_tokenizer_leading_spaces(impl_->handle);
+  int32_t leading_spaces = mr_tokenizer_leading_spaces(handle_.get());
   for (const int32_t id : ids) {
-    if (!impl_->append(id, skip_special, leading_spaces, bytes)) {
+    if (!append(id, skip_special, leading_spaces, bytes)) {
       throw RequestError(ErrorCode::kInvalidArgument,
           fmt::format("Token id {} is not in the vocabulary (0 to {}).", id, vocab_size() - 1));
     }
@@ -78,13 +72,13 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) c
 std::string Tokenizer::token_bytes(int32_t id) const {
   std::string bytes;
   int32_t leading_spaces = 0;
-  if (!impl_->append(id, /*skip_special=*/false, leading_spaces, bytes)) {
+  if (!append(id, /*skip_special=*/false, leading_spaces, bytes)) {
     throw RequestError(ErrorCode::kInvalidArgument,
         fmt::format("Token id {} is not in the vocabulary (0 to {}).", id, vocab_size() - 1));
   }
   return bytes;
 }
 
-int32_t Tokenizer::vocab_size() const { return mr_tokenizer_vocab_size(impl_->handle); }
+int32_t Tokenizer::vocab_size() const { return mr_tokenizer_vocab_size(handle_.get()); }
 
 }  // namespace millrace

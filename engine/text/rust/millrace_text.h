@@ -1,7 +1,7 @@
-/* The C interface of the Rust library: tokenizers and chat templates. Text and JSON are UTF-8
- * given as pointer and size. Handles are immutable and safe from any thread. No function lets a
- * panic out: it becomes an error. Functions that return bool fill `*error` when they return false
- * and leave the other outputs alone; every buffer that was filled goes back to mr_buffer_free. */
+/* The C interface of the Rust library: tokenizers and chat templates. Text and JSON are UTF-8.
+ * Handles are immutable and safe from any thread. No function lets a panic out: it becomes an
+ * error. Functions that return bool fill `*error` when they return false and leave the other
+ * outputs alone; every buffer that was filled goes back to mr_buffer_free. */
 #pragma once
 
 #include <stdbool.h>
@@ -12,6 +12,12 @@
 extern "C" {
 #endif
 
+/* Bytes lent for the call, or by a handle for as long as it lives. */
+typedef struct mr_bytes {
+  const uint8_t* data;
+  size_t size;
+} mr_bytes;
+
 /* Bytes owned by the library. Start from {0}. */
 typedef struct mr_buffer {
   uint8_t* data;
@@ -20,31 +26,29 @@ typedef struct mr_buffer {
 void mr_buffer_free(mr_buffer buffer);
 
 typedef struct mr_tokenizer mr_tokenizer;
-bool mr_tokenizer_new(const uint8_t* json, size_t size, mr_tokenizer** tokenizer, mr_buffer* error);
+bool mr_tokenizer_new(mr_bytes json, mr_tokenizer** tokenizer, mr_buffer* error);
 void mr_tokenizer_free(mr_tokenizer* tokenizer);
 /* `ids`: the ids as int32, in the machine's byte order. */
-bool mr_tokenizer_encode(const mr_tokenizer* tokenizer, const uint8_t* text, size_t size,
-    bool add_special, mr_buffer* ids, mr_buffer* error);
+bool mr_tokenizer_encode(const mr_tokenizer* tokenizer, mr_bytes text, bool add_special,
+    mr_buffer* ids, mr_buffer* error);
 /* One more than the largest id. */
 int32_t mr_tokenizer_vocab_size(const mr_tokenizer* tokenizer);
 /* Spaces the decoder takes off the start of a text (SentencePiece puts one there). */
 int32_t mr_tokenizer_leading_spaces(const mr_tokenizer* tokenizer);
-/* The bytes an id stands for, borrowed from the tokenizer; false when there is no such id. */
-bool mr_tokenizer_piece(
-    const mr_tokenizer* tokenizer, int32_t id, const uint8_t** data, size_t* size, bool* special);
+/* The bytes an id stands for, lent by the tokenizer; false when there is no such id. */
+bool mr_tokenizer_piece(const mr_tokenizer* tokenizer, int32_t id, mr_bytes* piece, bool* special);
 
 /* Writes `bytes` as UTF-8 to `*text`, each invalid sequence as U+FFFD, and returns how many bytes
  * that took: unless `last`, the start of an unfinished character at the end is left. */
-size_t mr_utf8_lossy(const uint8_t* bytes, size_t size, bool last, mr_buffer* text);
+size_t mr_utf8_lossy(mr_bytes bytes, bool last, mr_buffer* text);
 
 typedef struct mr_template mr_template;
-bool mr_template_new(const uint8_t* source, size_t source_size, const uint8_t* bos, size_t bos_size,
-    const uint8_t* eos, size_t eos_size, mr_template** chat_template, mr_buffer* error);
+bool mr_template_new(
+    mr_bytes source, mr_bytes bos, mr_bytes eos, mr_template** chat_template, mr_buffer* error);
 void mr_template_free(mr_template* chat_template);
 /* `messages`: a JSON array of objects; `extra`: a JSON object of further variables. */
-bool mr_template_render(const mr_template* chat_template, const uint8_t* messages,
-    size_t messages_size, const uint8_t* extra, size_t extra_size, bool add_generation_prompt,
-    mr_buffer* text, mr_buffer* error);
+bool mr_template_render(const mr_template* chat_template, mr_bytes messages, mr_bytes extra,
+    bool add_generation_prompt, mr_buffer* text, mr_buffer* error);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -31,13 +31,22 @@ impl From<Vec<u8>> for Buffer {
     }
 }
 
-/// # Safety
-/// `data` must point to `size` bytes that stay as they are during the call (null when empty).
-unsafe fn slice<'a>(data: *const u8, size: usize) -> &'a [u8] {
-    if size == 0 {
-        return &[];
+/// Bytes lent by C, or to it.
+#[repr(C)]
+pub struct Bytes {
+    data: *const u8,
+    size: usize,
+}
+
+impl Bytes {
+    /// # Safety
+    /// `data` must point to `size` bytes that stay as they are during the call (null when empty).
+    unsafe fn get<'a>(self) -> &'a [u8] {
+        if self.size == 0 {
+            return &[];
+        }
+        unsafe { std::slice::from_raw_parts(self.data, self.size) }
     }
-    unsafe { std::slice::from_raw_parts(data, size) }
 }
 
 fn text<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, String> {
@@ -86,16 +95,27 @@ pub unsafe extern "C" fn mr_buffer_free(buffer: Buffer) {
     }
 }
 
+/// Drops a handle that was handed to C.
+///
+/// # Safety
+/// `handle` must come from `Box::into_raw`, and nothing may use it any more.
+unsafe fn free<T>(handle: *mut T) {
+    let handle = unsafe { Box::from_raw(handle) };
+    let _ = guarded(move || {
+        drop(handle);
+        Ok(())
+    });
+}
+
 /// # Safety
 /// See millrace_text.h; this holds for all functions below.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mr_tokenizer_new(
-    json: *const u8,
-    size: usize,
+    json: Bytes,
     tokenizer: *mut *mut TextTokenizer,
     error: *mut Buffer,
 ) -> bool {
-    let json = unsafe { slice(json, size) };
+    let json = unsafe { json.get() };
     let result = guarded(|| Ok(Box::into_raw(Box::new(TextTokenizer::from_json(json)?))));
     unsafe { finish(result, tokenizer, error) }
 }
@@ -104,11 +124,7 @@ pub unsafe extern "C" fn mr_tokenizer_new(
 /// `tokenizer` must come from `mr_tokenizer_new`, and nothing may use it any more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mr_tokenizer_free(tokenizer: *mut TextTokenizer) {
-    let tokenizer = unsafe { Box::from_raw(tokenizer) };
-    let _ = guarded(move || {
-        drop(tokenizer);
-        Ok(())
-    });
+    unsafe { free(tokenizer) }
 }
 
 /// # Safety
@@ -116,13 +132,12 @@ pub unsafe extern "C" fn mr_tokenizer_free(tokenizer: *mut TextTokenizer) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mr_tokenizer_encode(
     tokenizer: *const TextTokenizer,
-    input: *const u8,
-    size: usize,
+    input: Bytes,
     add_special: bool,
     ids: *mut Buffer,
     error: *mut Buffer,
 ) -> bool {
-    let (tokenizer, input) = unsafe { (&*tokenizer, slice(input, size)) };
+    let (tokenizer, input) = unsafe { (&*tokenizer, input.get()) };
     let result = guarded(|| {
         let ids = tokenizer.encode(text(input, "text")?, add_special)?;
         Ok(ids.iter().flat_map(|id| id.to_ne_bytes()).collect::<Vec<u8>>().into())
@@ -141,7 +156,7 @@ pub unsafe extern "C" fn mr_tokenizer_vocab_size(tokenizer: *const TextTokenizer
 /// See millrace_text.h.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mr_tokenizer_leading_spaces(tokenizer: *const TextTokenizer) -> i32 {
-    unsafe { &*tokenizer }.leading_spaces()
+    unsafe { &*tokenizer }.leading_spaces
 }
 
 /// # Safety
@@ -150,16 +165,14 @@ pub unsafe extern "C" fn mr_tokenizer_leading_spaces(tokenizer: *const TextToken
 pub unsafe extern "C" fn mr_tokenizer_piece(
     tokenizer: *const TextTokenizer,
     id: i32,
-    data: *mut *const u8,
-    size: *mut usize,
+    bytes: *mut Bytes,
     special: *mut bool,
 ) -> bool {
     let Some(piece) = unsafe { &*tokenizer }.piece(id) else {
         return false;
     };
     unsafe {
-        data.write(piece.bytes.as_ptr());
-        size.write(piece.bytes.len());
+        bytes.write(Bytes { data: piece.bytes.as_ptr(), size: piece.bytes.len() });
         special.write(piece.special);
     }
     true
@@ -168,53 +181,40 @@ pub unsafe extern "C" fn mr_tokenizer_piece(
 /// # Safety
 /// See millrace_text.h.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mr_utf8_lossy(
-    bytes: *const u8,
-    size: usize,
-    last: bool,
-    out: *mut Buffer,
-) -> usize {
-    let mut rest = unsafe { slice(bytes, size) };
-    let mut valid = String::with_capacity(size);
-    while let Err(invalid) = std::str::from_utf8(rest) {
-        let (start, tail) = rest.split_at(invalid.valid_up_to());
-        valid.push_str(&String::from_utf8_lossy(start));
-        rest = tail;
-        if invalid.error_len().is_none() && !last {
+pub unsafe extern "C" fn mr_utf8_lossy(bytes: Bytes, last: bool, out: *mut Buffer) -> usize {
+    let bytes = unsafe { bytes.get() };
+    let mut valid = String::with_capacity(bytes.len());
+    let mut taken = 0;
+    for chunk in bytes.utf8_chunks() {
+        valid.push_str(chunk.valid());
+        taken += chunk.valid().len();
+        let invalid = chunk.invalid();
+        let at_end = taken + invalid.len() == bytes.len();
+        let unfinished = std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
+        if invalid.is_empty() || (at_end && unfinished && !last) {
             break;
         }
         valid.push(char::REPLACEMENT_CHARACTER);
-        rest = &tail[invalid.error_len().unwrap_or(tail.len())..];
-    }
-    if let Ok(text) = std::str::from_utf8(rest) {
-        valid.push_str(text);
-        rest = &[];
+        taken += invalid.len();
     }
     unsafe { out.write(valid.into_bytes().into()) };
-    size - rest.len()
+    taken
 }
 
 /// # Safety
 /// See millrace_text.h.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mr_template_new(
-    source: *const u8,
-    source_size: usize,
-    bos: *const u8,
-    bos_size: usize,
-    eos: *const u8,
-    eos_size: usize,
+    source: Bytes,
+    bos: Bytes,
+    eos: Bytes,
     template: *mut *mut ChatTemplate,
     error: *mut Buffer,
 ) -> bool {
-    let (source, bos, eos) =
-        unsafe { (slice(source, source_size), slice(bos, bos_size), slice(eos, eos_size)) };
+    let (source, bos, eos) = unsafe { (source.get(), bos.get(), eos.get()) };
     let result = guarded(|| {
-        let parsed = ChatTemplate::parse(
-            text(source, "chat template")?,
-            text(bos, "BOS token")?,
-            text(eos, "EOS token")?,
-        )?;
+        let source = text(source, "chat template")?;
+        let parsed = ChatTemplate::parse(source, text(bos, "BOS token")?, text(eos, "EOS token")?)?;
         Ok(Box::into_raw(Box::new(parsed)))
     });
     unsafe { finish(result, template, error) }
@@ -224,11 +224,7 @@ pub unsafe extern "C" fn mr_template_new(
 /// `template` must come from `mr_template_new`, and nothing may use it any more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mr_template_free(template: *mut ChatTemplate) {
-    let template = unsafe { Box::from_raw(template) };
-    let _ = guarded(move || {
-        drop(template);
-        Ok(())
-    });
+    unsafe { free(template) }
 }
 
 /// # Safety
@@ -236,16 +232,13 @@ pub unsafe extern "C" fn mr_template_free(template: *mut ChatTemplate) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mr_template_render(
     template: *const ChatTemplate,
-    messages: *const u8,
-    messages_size: usize,
-    extra: *const u8,
-    extra_size: usize,
+    messages: Bytes,
+    extra: Bytes,
     add_generation_prompt: bool,
     out: *mut Buffer,
     error: *mut Buffer,
 ) -> bool {
-    let template = unsafe { &*template };
-    let (messages, extra) = unsafe { (slice(messages, messages_size), slice(extra, extra_size)) };
+    let (template, messages, extra) = unsafe { (&*template, messages.get(), extra.get()) };
     let result = guarded(|| Ok(template.render(messages, extra, add_generation_prompt)?.into()));
     unsafe { finish(result, out, error) }
 }

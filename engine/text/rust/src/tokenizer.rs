@@ -13,7 +13,7 @@ const MAX_VOCAB_SIZE: usize = 1 << 24;
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     pieces: Vec<Option<Piece>>,
-    leading_spaces: i32,
+    pub leading_spaces: i32,
 }
 
 pub struct Piece {
@@ -48,10 +48,6 @@ impl TextTokenizer {
 
     pub fn vocab_size(&self) -> i32 {
         self.pieces.len() as i32
-    }
-
-    pub fn leading_spaces(&self) -> i32 {
-        self.leading_spaces
     }
 
     pub fn piece(&self, id: i32) -> Option<&Piece> {

@@ -1,13 +1,10 @@
-// The inside of Tokenizer, shared by the files of this room: the Rust handle, and buffers of the
-// Rust library that free themselves. Immutable; any thread.
+// Inside the room: buffers of the Rust library that free themselves, and text lent to it.
 #pragma once
 
-#include <cstdint>
 #include <string>
 #include <string_view>
 
 #include "engine/text/rust/millrace_text.h"
-#include "engine/text/text.h"
 
 namespace millrace {
 
@@ -28,21 +25,12 @@ class RustBuffer {
   mr_buffer buffer_{};
 };
 
-inline const uint8_t* rust_bytes(std::string_view text) {
-  return reinterpret_cast<const uint8_t*>(text.data());
+inline mr_bytes rust_bytes(std::string_view text) {
+  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
 }
 
 // The part of `bytes` that is certain, as UTF-8 with U+FFFD for what is invalid; it is taken out
 // of `bytes`. Unless `last`, the start of an unfinished character stays there.
 std::string take_utf8(std::string& bytes, bool last);
-
-struct Tokenizer::Impl {
-  mr_tokenizer* handle = nullptr;
-
-  ~Impl();
-  // Appends the bytes of `id` to `bytes`, without the spaces that still lead the text; false when
-  // there is no such id. Special tokens add nothing when `skip_special`.
-  bool append(int32_t id, bool skip_special, int32_t& leading_spaces, std::string& bytes) const;
-};
 
 }  // namespace millrace
