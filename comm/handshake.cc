@@ -33,15 +33,11 @@ namespace handshake {
 
 namespace {
 
-constexpr std::string_view kMagic = "MILLRACE";
-
-std::array<uint8_t, kPrefixBytes> prefix() {
-  std::array<uint8_t, kPrefixBytes> bytes;
-  static_assert(kMagic.size() + sizeof(kProtocolVersion) == kPrefixBytes);
-  std::memcpy(bytes.data(), kMagic.data(), kMagic.size());
-  std::memcpy(bytes.data() + kMagic.size(), &kProtocolVersion, sizeof(kProtocolVersion));
-  return bytes;
-}
+struct Prefix {
+  char magic[8] = {'M', 'I', 'L', 'L', 'R', 'A', 'C', 'E'};
+  uint32_t version = kProtocolVersion;
+};
+static_assert(sizeof(Prefix) == kPrefixBytes);
 
 Mac sign(const SessionKey& key, std::string_view label, const Nonce& first, const Nonce& second,
     int32_t rank) {
@@ -59,66 +55,57 @@ Mac sign(const SessionKey& key, std::string_view label, const Nonce& first, cons
   return mac;
 }
 
-template <size_t N, size_t M>
-void copy_to(std::array<uint8_t, N>& to, size_t offset, const std::array<uint8_t, M>& from) {
-  CHECK(offset + M <= N);
-  std::memcpy(to.data() + offset, from.data(), M);
+// The parts one after another, which are the whole message.
+template <typename Message, typename... Parts>
+Message join(const Parts&... parts) {
+  static_assert((sizeof(Parts) + ...) == sizeof(Message));
+  Message message;
+  uint8_t* to = message.data();
+  ((std::memcpy(to, &parts, sizeof parts), to += sizeof parts), ...);
+  return message;
 }
 
-template <size_t M>
-std::array<uint8_t, M> cut(std::span<const uint8_t> from, size_t offset) {
-  CHECK(offset + M <= from.size());
-  std::array<uint8_t, M> out;
-  std::memcpy(out.data(), from.data() + offset, M);
-  return out;
+template <typename Message, typename... Parts>
+void split(const Message& message, Parts&... parts) {
+  static_assert((sizeof(Parts) + ...) == sizeof(Message));
+  const uint8_t* from = message.data();
+  ((std::memcpy(&parts, from, sizeof parts), from += sizeof parts), ...);
 }
-
-constexpr size_t kRankAt = kPrefixBytes;
-constexpr size_t kNonceAt = kRankAt + sizeof(int32_t);
-constexpr size_t kMacAt = kNonceAt + sizeof(Nonce);
-static_assert(kMacAt + sizeof(Mac) == kAnswerBytes);
 
 }  // namespace
 
 Nonce make_nonce() { return random_bytes(); }
 
 bool prefix_fits(std::span<const uint8_t> received) {
-  const auto expected = prefix();
-  return std::equal(expected.begin(),
-      expected.begin() + static_cast<ptrdiff_t>(std::min(expected.size(), received.size())),
-      received.begin());
+  const Prefix expected;
+  return std::memcmp(&expected, received.data(), std::min(sizeof expected, received.size())) == 0;
 }
 
 Challenge make_challenge(const Nonce& coordinator_nonce) {
-  Challenge challenge;
-  copy_to(challenge, 0, prefix());
-  copy_to(challenge, kPrefixBytes, coordinator_nonce);
-  return challenge;
+  return join<Challenge>(Prefix(), coordinator_nonce);
 }
 
 bool read_challenge(const Challenge& challenge, Nonce* coordinator_nonce) {
   if (!prefix_fits(challenge)) return false;
-  *coordinator_nonce = cut<sizeof(Nonce)>(challenge, kPrefixBytes);
+  Prefix prefix;
+  split(challenge, prefix, *coordinator_nonce);
   return true;
 }
 
 Answer make_answer(const SessionKey& key, const Nonce& coordinator_nonce, const Nonce& worker_nonce,
     int32_t rank) {
-  Answer answer;
-  copy_to(answer, 0, prefix());
-  std::memcpy(answer.data() + kRankAt, &rank, sizeof rank);
-  copy_to(answer, kNonceAt, worker_nonce);
-  copy_to(answer, kMacAt, sign(key, "worker", coordinator_nonce, worker_nonce, rank));
-  return answer;
+  return join<Answer>(
+      Prefix(), rank, worker_nonce, sign(key, "worker", coordinator_nonce, worker_nonce, rank));
 }
 
 bool read_answer(const SessionKey& key, const Nonce& coordinator_nonce, const Answer& answer,
     int32_t* rank, Nonce* worker_nonce) {
   if (!prefix_fits(answer)) return false;
+  Prefix prefix;
   int32_t claimed_rank;
-  std::memcpy(&claimed_rank, answer.data() + kRankAt, sizeof claimed_rank);
-  const Nonce nonce = cut<sizeof(Nonce)>(answer, kNonceAt);
-  const Mac claimed = cut<sizeof(Mac)>(answer, kMacAt);
+  Nonce nonce;
+  Mac claimed;
+  split(answer, prefix, claimed_rank, nonce, claimed);
   if (!equal(claimed, sign(key, "worker", coordinator_nonce, nonce, claimed_rank))) return false;
   *rank = claimed_rank;
   *worker_nonce = nonce;

@@ -35,7 +35,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
   // No callback from here on, and nothing more for the io_context.
   void abandon() {
     const std::lock_guard lock(mutex_);
-    closing_ = abandoned_ = true;
+    closing_ = true;
     events_ = nullptr;
     queue_.clear();
     ready_.notify_all();
@@ -56,7 +56,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
     const std::lock_guard lock(mutex_);
     if (closing_ || ended_) return false;
     boost::asio::post(io_, [self = shared_from_this(), frame] {
-      if (const auto events = self->events()) events->on_frame(self->rank_, frame);
+      if (const auto events = self->listener()) events->on_frame(self->rank_, frame);
     });
     return true;
   }
@@ -65,23 +65,19 @@ class Channel : public std::enable_shared_from_this<Channel> {
     const std::lock_guard lock(mutex_);
     if (std::exchange(ended_, true)) return;
     ready_.notify_all();
-    if (!abandoned_) post_end("the worker ended");
+    if (events_ != nullptr) post_end("the worker ended");
   }
 
  private:
-  std::shared_ptr<const LinkEvents> events() {
+  // Who hears of the worker, if anybody; `last`: nobody does after this.
+  std::shared_ptr<const LinkEvents> listener(bool last = false) {
     const std::lock_guard lock(mutex_);
-    return events_;
+    return last ? std::exchange(events_, nullptr) : events_;
   }
 
   void post_end(const char* reason) {
     boost::asio::post(io_, [self = shared_from_this(), reason] {
-      std::shared_ptr<const LinkEvents> events;
-      {
-        const std::lock_guard lock(self->mutex_);
-        events = std::exchange(self->events_, nullptr);
-      }
-      if (events != nullptr) events->on_closed(self->rank_, reason);
+      if (const auto events = self->listener(/*last=*/true)) events->on_closed(self->rank_, reason);
     });
   }
 
@@ -90,10 +86,9 @@ class Channel : public std::enable_shared_from_this<Channel> {
   std::mutex mutex_;
   std::condition_variable ready_;
   std::deque<std::shared_ptr<const Bytes>> queue_;
-  std::shared_ptr<const LinkEvents> events_;  // null once on_closed was called
+  std::shared_ptr<const LinkEvents> events_;  // null once on_closed was called or nobody listens
   bool closing_ = false;                      // the coordinator has closed: the queue runs dry
   bool ended_ = false;                        // the worker has ended
-  bool abandoned_ = false;
 };
 
 class WorkerEnd final : public WorkerLink {

@@ -11,15 +11,8 @@ namespace {
 
 // mpirun; srun with PMIx; srun with PMI-2 and Hydra. SLURM_PROCID alone says nothing: a batch
 // script has it too.
-struct Launcher {
-  const char* rank;
-  const char* size;
-};
-constexpr Launcher kLaunchers[] = {
-    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"},
-    {"PMIX_RANK", "SLURM_STEP_NUM_TASKS"},
-    {"PMI_RANK", "PMI_SIZE"},
-};
+constexpr const char* kLaunchers[][2] = {{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"},
+    {"PMIX_RANK", "SLURM_STEP_NUM_TASKS"}, {"PMI_RANK", "PMI_SIZE"}};
 
 int number_in(const char* variable) {
   const char* text = std::getenv(variable);
@@ -30,25 +23,25 @@ int number_in(const char* variable) {
   return error == std::errc() && rest == end ? value : -1;
 }
 
-const Launcher* find_launcher() {
-  for (const Launcher& launcher : kLaunchers) {
-    if (number_in(launcher.rank) >= 0 && number_in(launcher.size) >= 1) return &launcher;
+struct Place {
+  int rank = -1;
+  int size = -1;
+};
+
+Place find_place() {
+  for (const auto& [rank, size] : kLaunchers) {
+    const Place place{number_in(rank), number_in(size)};
+    if (place.rank >= 0 && place.size >= 1) return place;
   }
-  return nullptr;
+  return {};
 }
 
 }  // namespace
 
-bool launched_by_mpi() { return find_launcher() != nullptr; }
+bool launched_by_mpi() { return launcher_rank() >= 0; }
 
-int launcher_rank() {
-  const Launcher* launcher = find_launcher();
-  return launcher != nullptr ? number_in(launcher->rank) : -1;
-}
+int launcher_rank() { return find_place().rank; }
 
-int launcher_size() {
-  const Launcher* launcher = find_launcher();
-  return launcher != nullptr ? number_in(launcher->size) : -1;
-}
+int launcher_size() { return find_place().size; }
 
 }  // namespace millrace

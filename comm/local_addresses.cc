@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <string_view>
 
@@ -15,10 +16,8 @@ namespace {
 
 // Bridges of containers and virtual machines: another host has its own of the same address.
 bool is_local_bridge(std::string_view interface) {
-  for (const std::string_view prefix : {"docker", "br-", "virbr", "cni", "lxc", "podman"}) {
-    if (interface.starts_with(prefix)) return true;
-  }
-  return false;
+  constexpr std::string_view kPrefixes[] = {"docker", "br-", "virbr", "cni", "lxc", "podman"};
+  return std::ranges::any_of(kPrefixes, [&](auto prefix) { return interface.starts_with(prefix); });
 }
 
 bool is_link_local(const sockaddr* address) {
@@ -34,11 +33,7 @@ std::vector<std::string> local_addresses(bool local_only) {
   if (getifaddrs(&list) != 0) return {"127.0.0.1"};
   const std::unique_ptr<ifaddrs, void (*)(ifaddrs*)> owner(list, freeifaddrs);
 
-  struct Candidate {
-    int unlikely;
-    std::string text;
-  };
-  std::vector<Candidate> candidates;
+  std::multimap<int, std::string> by_likelihood;  // the least unlikely first
   for (const ifaddrs* entry = list; entry != nullptr; entry = entry->ifa_next) {
     const sockaddr* address = entry->ifa_addr;
     const bool usable = address != nullptr && (entry->ifa_flags & IFF_UP) != 0 &&
@@ -50,13 +45,11 @@ std::vector<std::string> local_addresses(bool local_only) {
     char text[NI_MAXHOST];
     const socklen_t size = ipv6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
     if (getnameinfo(address, size, text, sizeof text, nullptr, 0, NI_NUMERICHOST) != 0) continue;
-    candidates.push_back({(is_local_bridge(entry->ifa_name) ? 2 : 0) + (ipv6 ? 1 : 0), text});
+    by_likelihood.emplace((is_local_bridge(entry->ifa_name) ? 2 : 0) + (ipv6 ? 1 : 0), text);
   }
-  std::stable_sort(candidates.begin(), candidates.end(),
-      [](const Candidate& a, const Candidate& b) { return a.unlikely < b.unlikely; });
+  if (by_likelihood.empty()) return {"127.0.0.1"};
   std::vector<std::string> addresses;
-  for (const Candidate& candidate : candidates) addresses.push_back(candidate.text);
-  if (addresses.empty()) addresses.push_back("127.0.0.1");
+  for (const auto& [unlikely, address] : by_likelihood) addresses.push_back(address);
   return addresses;
 }
 

@@ -39,16 +39,7 @@ void free_mpi_comm(int handle, std::mutex& mutex) {
   MPI_Comm_free(&comm);
 }
 
-struct MpiWorld::Impl {
-  MpiMutex mutex = std::make_shared<std::mutex>();
-  int exceptions = std::uncaught_exceptions();
-  int rank = 0;
-  int size = 1;
-  int local_rank = 0;
-  int local_size = 1;
-};
-
-MpiWorld::MpiWorld() : impl_(std::make_unique<Impl>()) {
+MpiWorld::MpiWorld() : exceptions_(std::uncaught_exceptions()) {
   int provided = MPI_THREAD_SINGLE;
   // SERIALIZED: the loop may run on another thread than main, and sends are kept moving by a
   // thread of their own; never two at once.
@@ -60,34 +51,29 @@ MpiWorld::MpiWorld() : impl_(std::make_unique<Impl>()) {
         "this MPI library was built without thread support; use Open MPI 4.1 or newer");
   }
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);  // inherited by what is made of it
-  check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &impl_->rank), "MPI_Comm_rank");
-  check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &impl_->size), "MPI_Comm_size");
+  check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &rank_), "MPI_Comm_rank");
+  check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &size_), "MPI_Comm_size");
   MPI_Comm host_comm;
-  check_mpi(MPI_Comm_split_type(
-                MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, impl_->rank, MPI_INFO_NULL, &host_comm),
+  check_mpi(
+      MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &host_comm),
       "MPI_Comm_split_type");
-  MPI_Comm_rank(host_comm, &impl_->local_rank);
-  MPI_Comm_size(host_comm, &impl_->local_size);
+  MPI_Comm_rank(host_comm, &local_rank_);
+  MPI_Comm_size(host_comm, &local_size_);
   MPI_Comm_free(&host_comm);
 }
 
 MpiWorld::~MpiWorld() {
   // MPI_Finalize waits for all ranks. One that leaves by an exception must not: the others may be
   // in a collective that it will never join. mpirun ends them when this process is gone.
-  if (std::uncaught_exceptions() > impl_->exceptions) return;
-  const std::lock_guard lock(*impl_->mutex);
+  if (std::uncaught_exceptions() > exceptions_) return;
+  const std::lock_guard lock(*mutex_);
   MPI_Finalize();
 }
 
-int MpiWorld::rank() const { return impl_->rank; }
-int MpiWorld::size() const { return impl_->size; }
-int MpiWorld::local_rank() const { return impl_->local_rank; }
-int MpiWorld::local_size() const { return impl_->local_size; }
-
 Bytes MpiWorld::broadcast(const Bytes& bytes, int root) const {
-  CHECK(root >= 0 && root < impl_->size, "root {} of {}", root, impl_->size);
-  const std::lock_guard lock(*impl_->mutex);
-  Bytes out = impl_->rank == root ? bytes : Bytes();
+  CHECK(root >= 0 && root < size_, "root {} of {}", root, size_);
+  const std::lock_guard lock(*mutex_);
+  Bytes out = rank_ == root ? bytes : Bytes();
   uint64_t size = out.size();
   check_mpi(MPI_Bcast(&size, sizeof size, MPI_BYTE, root, MPI_COMM_WORLD), "MPI_Bcast");
   out.resize(size);
@@ -101,7 +87,7 @@ Bytes MpiWorld::broadcast(const Bytes& bytes, int root) const {
 }
 
 void MpiWorld::barrier() const {
-  const std::lock_guard lock(*impl_->mutex);
+  const std::lock_guard lock(*mutex_);
   check_mpi(MPI_Barrier(MPI_COMM_WORLD), "MPI_Barrier");
 }
 
@@ -115,19 +101,19 @@ std::unique_ptr<DeviceComm> MpiWorld::split(int color, int key) const {
   CHECK(color >= 0, "color {}", color);
   MPI_Comm group;
   {
-    const std::lock_guard lock(*impl_->mutex);
+    const std::lock_guard lock(*mutex_);
     check_mpi(MPI_Comm_split(MPI_COMM_WORLD, color, key, &group), "MPI_Comm_split");
   }
-  return make_mpi_group(MPI_Comm_c2f(group), impl_->mutex);
+  return make_mpi_group(MPI_Comm_c2f(group), mutex_);
 }
 
 std::unique_ptr<PeerComm> MpiWorld::peers() const {
   MPI_Comm copy;
   {
-    const std::lock_guard lock(*impl_->mutex);
+    const std::lock_guard lock(*mutex_);
     check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &copy), "MPI_Comm_dup");
   }
-  return make_mpi_peers(MPI_Comm_c2f(copy), impl_->mutex);
+  return make_mpi_peers(MPI_Comm_c2f(copy), mutex_);
 }
 
 }  // namespace millrace

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "engine/base/bytes.h"
@@ -22,10 +23,10 @@ class MpiWorld {
   ~MpiWorld();
   MpiWorld(const MpiWorld&) = delete;
 
-  int rank() const;
-  int size() const;
-  int local_rank() const;  // among the ranks on this host
-  int local_size() const;
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  int local_rank() const { return local_rank_; }  // among the ranks on this host
+  int local_size() const { return local_size_; }
 
   // Rank `root`'s bytes on every rank; collective.
   Bytes broadcast(const Bytes& bytes, int root) const;
@@ -40,8 +41,12 @@ class MpiWorld {
   std::unique_ptr<PeerComm> peers() const;
 
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<std::mutex> mutex_ = std::make_shared<std::mutex>();  // MpiMutex
+  int exceptions_;                                                      // on their way at the start
+  int rank_ = 0;
+  int size_ = 1;
+  int local_rank_ = 0;
+  int local_size_ = 1;
 };
 
 // True when this process was started by mpirun or srun (environment only; MPI is not touched).

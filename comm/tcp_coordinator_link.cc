@@ -132,25 +132,18 @@ std::string shake_hands(const Socket& socket, const SessionKey& key, int rank) {
   return "";
 }
 
-struct AddressList {
-  addrinfo* first = nullptr;
-  ~AddressList() {
-    if (first != nullptr) freeaddrinfo(first);
-  }
-};
-
 // One try at one address: a link, or the reason why not.
 std::unique_ptr<CoordinatorLink> dial_once(const std::string& address, uint16_t port,
     const SessionKey& key, int rank, milliseconds limit, std::string* reason) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
-  AddressList list;
-  if (const int error =
-          getaddrinfo(address.c_str(), std::to_string(port).c_str(), &hints, &list.first)) {
+  addrinfo* list = nullptr;
+  if (const int error = getaddrinfo(address.c_str(), std::to_string(port).c_str(), &hints, &list)) {
     *reason = gai_strerror(error);
     return nullptr;
   }
-  for (const addrinfo* entry = list.first; entry != nullptr; entry = entry->ai_next) {
+  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(list, freeaddrinfo);
+  for (const addrinfo* entry = list; entry != nullptr; entry = entry->ai_next) {
     Socket socket(::socket(entry->ai_family, entry->ai_socktype | SOCK_CLOEXEC, 0));
     if (socket.fd() >= 0) socket.set_time_limit(std::min(limit, kConnectLimit));
     if (socket.fd() < 0 || ::connect(socket.fd(), entry->ai_addr, entry->ai_addrlen) != 0) {

@@ -3,7 +3,9 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <atomic>
+#include <iterator>
 #include <memory>
 
 #include "engine/base/status.h"
@@ -33,11 +35,9 @@ void init(Level level, std::string_view who) {
 }
 
 Level level_from_name(std::string_view name) {
-  if (name == "debug") return Level::kDebug;
-  if (name == "info") return Level::kInfo;
-  if (name == "warning") return Level::kWarning;
-  if (name == "error") return Level::kError;
-  if (name == "off") return Level::kOff;
+  constexpr std::string_view kNames[] = {"debug", "info", "warning", "error", "off"};
+  const auto* found = std::ranges::find(kNames, name);
+  if (found != std::end(kNames)) return static_cast<Level>(found - kNames);
   throw Error(
       ExitCode::kUsage, "unknown log level '{}': use debug, info, warning, error or off", name);
 }
@@ -46,12 +46,9 @@ bool enabled(Level level) { return level >= threshold.load(std::memory_order_rel
 
 void write(Level level, std::string_view message) {
   if (!enabled(level)) return;
-  switch (level) {
-    case Level::kDebug: logger().debug(message); break;
-    case Level::kInfo: logger().info(message); break;
-    case Level::kWarning: logger().warn(message); break;
-    default: logger().error(message); break;
-  }
+  constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::debug, spdlog::level::info,
+      spdlog::level::warn, spdlog::level::err, spdlog::level::off};
+  logger().log(kLevels[static_cast<size_t>(level)], message);
 }
 
 }  // namespace millrace::log

@@ -31,9 +31,8 @@ class Handler {
   bool on_document_end(error_code&) { return true; }
   bool on_array_begin(error_code&) { return true; }
   bool on_array_end(size_t n, error_code&) {
-    count();
     stack_.push_array(n);
-    return true;
+    return counted();
   }
   bool on_object_begin(error_code&) { return true; }
   bool on_object_end(size_t n, error_code&) {
@@ -44,14 +43,12 @@ class Handler {
     if (const auto twice = std::adjacent_find(first, keys_.end()); twice != keys_.end())
       refuse("the key '" + twice->substr(0, 64) + "' is given twice");
     keys_.erase(first, keys_.end());
-    count();
     stack_.push_object(n);
-    return true;
+    return counted();
   }
-  bool on_key_part(json::string_view s, size_t, error_code&) {
+  bool on_key_part(json::string_view s, size_t n, error_code& error) {
     key_.append(s.data(), s.size());
-    stack_.push_chars(s);
-    return true;
+    return on_string_part(s, n, error);
   }
   bool on_key(json::string_view s, size_t, error_code&) {
     key_.append(s.data(), s.size());
@@ -66,37 +63,31 @@ class Handler {
     return true;
   }
   bool on_string(json::string_view s, size_t, error_code&) {
-    count();
     stack_.push_string(s);
-    return true;
+    return counted();
   }
   bool on_number_part(json::string_view, error_code&) { return true; }
   bool on_int64(int64_t i, json::string_view digits, error_code&) {
     if (i == 0 && digits.front() == '-' && !limits_.negative_zero) refuse("-0 is not an integer");
-    count();
     stack_.push_int64(i);
-    return true;
+    return counted();
   }
   bool on_uint64(uint64_t u, json::string_view, error_code&) {
-    count();
     stack_.push_uint64(u);
-    return true;
+    return counted();
   }
   bool on_double(double d, json::string_view, error_code&) {
     if (!std::isfinite(d)) refuse("a number is too large");
-    count();
     stack_.push_double(d);
-    return true;
+    return counted();
   }
   bool on_bool(bool b, error_code&) {
-    count();
     stack_.push_bool(b);
-    return true;
+    return counted();
   }
   bool on_null(error_code&) {
-    count();
     stack_.push_null();
-    return true;
+    return counted();
   }
   bool on_comment_part(json::string_view, error_code&) { return true; }
   bool on_comment(json::string_view, error_code&) { return true; }
@@ -104,8 +95,9 @@ class Handler {
   json::value release() { return stack_.release(); }
 
  private:
-  void count() {
+  bool counted() {
     if (++num_values_ > limits_.max_values) refuse("it holds too many values");
+    return true;
   }
 
   const JsonLimits limits_;
