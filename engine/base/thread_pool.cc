@@ -26,12 +26,9 @@ ThreadPool::ThreadPool(int num_threads) {
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    const std::lock_guard lock(mutex_);
-    stop_ = true;
-    generation_.fetch_add(1);
-  }
-  wake_.notify_all();
+  stop_ = true;
+  generation_.fetch_add(1);
+  generation_.notify_all();
   for (auto& thread : threads_) thread.join();
 }
 
@@ -57,12 +54,8 @@ void ThreadPool::parallel_for(
   body_ = &body;
   next_.store(0, std::memory_order_relaxed);
   busy_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
-  {
-    // Under the lock, so that a thread between its last look and its sleep cannot miss it.
-    const std::lock_guard lock(mutex_);
-    generation_.fetch_add(1, std::memory_order_release);
-  }
-  wake_.notify_all();
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
   take_ranges();
   for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) {
     if (spins < kSpins) {
@@ -74,16 +67,13 @@ void ThreadPool::parallel_for(
 }
 
 void ThreadPool::run_thread() {
-  uint64_t seen = 0;
+  uint32_t seen = 0;
   for (;;) {
     for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen;
          ++spins) {
       relax();
     }
-    if (generation_.load(std::memory_order_acquire) == seen) {
-      std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
-    }
+    generation_.wait(seen, std::memory_order_acquire);
     ++seen;
     if (stop_) return;
     take_ranges();

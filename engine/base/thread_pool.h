@@ -3,10 +3,8 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -33,9 +31,7 @@ class ThreadPool {
   void take_ranges();
 
   std::vector<std::thread> threads_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::atomic<uint64_t> generation_{0};
+  std::atomic<uint32_t> generation_{0};  // raised for each parallel_for; who sleeps waits on it
   std::atomic<int> busy_{0};
   std::atomic<int64_t> next_{0};
   int64_t count_ = 0;

@@ -58,9 +58,9 @@ bool Coordinator::on_ready(int rank, std::span<const uint8_t> body) {
     return false;
   }
   from.ready = std::move(ready);
-  const bool all =
-      std::all_of(ranks_.begin(), ranks_.end(), [](const Rank& r) { return r.ready.has_value(); });
-  if (all) start_serving();
+  if (std::ranges::all_of(ranks_, [](const Rank& r) { return r.ready.has_value(); })) {
+    start_serving();
+  }
   return true;
 }
 

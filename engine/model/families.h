@@ -15,14 +15,14 @@ namespace millrace {
 // One entry: what differs between families of this decoder shape (pre-norm attention, pre-norm
 // gated MLP). Switches read from config.json (biases, tied heads) are in ModelConfig.
 struct Family {
-  std::string_view name;               // ModelConfig::family
-  std::string_view hf_model_type;      // config.json's model_type
-  std::string_view gguf_architecture;  // general.architecture; empty: GGUF calls it otherwise
-  bool gguf_rope_interleaved;          // its GGUF files hold q and k permuted
-  bool has_bias_switches;              // attention_bias and mlp_bias of config.json count
+  std::string_view name;                    // ModelConfig::family
+  std::string_view hf_model_type;           // config.json's model_type
+  std::string_view gguf_architecture = {};  // general.architecture; empty: GGUF calls it otherwise
+  bool gguf_rope_interleaved = false;       // its GGUF files hold q and k permuted
+  bool has_bias_switches = false;           // attention_bias and mlp_bias of config.json count
   // What transformers assumes when config.json is silent.
-  int32_t default_kv_heads;        // 0: as many as heads
-  int32_t default_sliding_window;  // 0: none
+  int32_t default_kv_heads = 0;        // 0: as many as heads
+  int32_t default_sliding_window = 0;  // 0: none
 };
 
 std::span<const Family> families();

@@ -2,8 +2,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <iterator>
 
 #include "engine/base/status.h"
 #include "engine/model/families.h"
@@ -19,22 +19,12 @@ namespace {
 struct NamePair {
   std::string_view gguf, hf;
 };
-constexpr std::array kModelNames = {
-    NamePair{"token_embd", "model.embed_tokens"},
-    NamePair{"output_norm", "model.norm"},
-    NamePair{"output", "lm_head"},
-};
-constexpr std::array kLayerNames = {
-    NamePair{"attn_norm", "input_layernorm"},
-    NamePair{"attn_q", "self_attn.q_proj"},
-    NamePair{"attn_k", "self_attn.k_proj"},
-    NamePair{"attn_v", "self_attn.v_proj"},
-    NamePair{"attn_output", "self_attn.o_proj"},
-    NamePair{"ffn_norm", "post_attention_layernorm"},
-    NamePair{"ffn_gate", "mlp.gate_proj"},
-    NamePair{"ffn_up", "mlp.up_proj"},
-    NamePair{"ffn_down", "mlp.down_proj"},
-};
+constexpr NamePair kModelNames[] = {
+    {"token_embd", "model.embed_tokens"}, {"output_norm", "model.norm"}, {"output", "lm_head"}};
+constexpr NamePair kLayerNames[] = {{"attn_norm", "input_layernorm"},
+    {"attn_q", "self_attn.q_proj"}, {"attn_k", "self_attn.k_proj"}, {"attn_v", "self_attn.v_proj"},
+    {"attn_output", "self_attn.o_proj"}, {"ffn_norm", "post_attention_layernorm"},
+    {"ffn_gate", "mlp.gate_proj"}, {"ffn_up", "mlp.up_proj"}, {"ffn_down", "mlp.down_proj"}};
 
 // "blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight"; empty when we don't use it.
 std::string hf_name(std::string_view gguf) {
@@ -44,13 +34,13 @@ std::string hf_name(std::string_view gguf) {
   const std::string_view suffix = gguf.substr(dot);  // ".weight" or ".bias"
   if (!stem.starts_with("blk.")) {
     const auto* found = std::ranges::find(kModelNames, stem, &NamePair::gguf);
-    return found != kModelNames.end() ? fmt::format("{}{}", found->hf, suffix) : std::string();
+    return found != std::end(kModelNames) ? fmt::format("{}{}", found->hf, suffix) : std::string();
   }
   stem.remove_prefix(4);
   const size_t end = stem.find('.');
   if (end == std::string_view::npos) return {};
   const auto* found = std::ranges::find(kLayerNames, stem.substr(end + 1), &NamePair::gguf);
-  if (found == kLayerNames.end()) return {};
+  if (found == std::end(kLayerNames)) return {};
   return fmt::format("model.layers.{}.{}{}", stem.substr(0, end), found->hf, suffix);
 }
 
@@ -94,9 +84,9 @@ void read_rope(const JsonFields& keys, ModelConfig& config) {
   rope.factor = factor.value_or(rope.factor);
   rope.kind = kind == "linear" ? RopeKind::kLinear : RopeKind::kYarn;
   if (rope.kind == RopeKind::kLinear) return;
-  keys.refuse_unless("rope.scaling.attn_factor", 1);
-  keys.refuse_unless("rope.scaling.yarn_attn_factor", 1);
-  keys.refuse_unless("rope.scaling.yarn_ext_factor", 1);
+  for (const char* key : {"attn_factor", "yarn_attn_factor", "yarn_ext_factor"}) {
+    keys.refuse_unless(fmt::format("rope.scaling.{}", key), 1);
+  }
   keys.refuse_unless("rope.scaling.yarn_log_multiplier", 0);
   rope.original_max_position =
       keys.integer("rope.scaling.original_context_length", 1, ConfigLimits::kPositions)

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <boost/json/serialize.hpp>
+#include <boost/json/value_to.hpp>
 #include <cmath>
 
 #include "engine/base/strict_json.h"
@@ -59,18 +60,25 @@ std::optional<double> JsonFields::number(std::string_view name, double min, doub
   return number;
 }
 
-std::optional<bool> JsonFields::boolean(std::string_view name) const {
+template <typename T>
+std::optional<T> JsonFields::as(std::string_view name, std::string_view expected) const {
   const json::value* value = find(name);
   if (value == nullptr) return std::nullopt;
-  if (!value->is_bool()) wrong(name, *value, "true or false");
-  return value->as_bool();
+  auto held = json::try_value_to<T>(*value);
+  if (!held) wrong(name, *value, expected);
+  return *std::move(held);
+}
+
+std::optional<bool> JsonFields::boolean(std::string_view name) const {
+  return as<bool>(name, "true or false");
 }
 
 std::optional<std::string> JsonFields::text(std::string_view name) const {
-  const json::value* value = find(name);
-  if (value == nullptr) return std::nullopt;
-  if (!value->is_string()) wrong(name, *value, "a string");
-  return std::string(value->as_string());
+  return as<std::string>(name, "a string");
+}
+
+std::optional<std::vector<double>> JsonFields::numbers(std::string_view name) const {
+  return as<std::vector<double>>(name, "an array of numbers");
 }
 
 std::optional<std::vector<std::string_view>> JsonFields::texts(std::string_view name) const {
@@ -83,18 +91,6 @@ std::optional<std::vector<std::string_view>> JsonFields::texts(std::string_view 
     texts.emplace_back(item.as_string());
   }
   return texts;
-}
-
-std::optional<std::vector<double>> JsonFields::numbers(std::string_view name) const {
-  const json::value* value = find(name);
-  if (value == nullptr) return std::nullopt;
-  if (!value->is_array()) wrong(name, *value, "an array of numbers");
-  std::vector<double> numbers;
-  for (const json::value& item : value->as_array()) {
-    if (!item.is_number()) wrong(name, *value, "an array of numbers");
-    numbers.push_back(item.to_number<double>());
-  }
-  return numbers;
 }
 
 int32_t JsonFields::required(std::string_view name, int32_t max) const {

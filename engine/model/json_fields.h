@@ -47,6 +47,8 @@ class JsonFields {
   }
 
  private:
+  template <typename T>
+  std::optional<T> as(std::string_view name, std::string_view expected) const;
   [[noreturn]] void wrong(
       std::string_view name, const boost::json::value& value, std::string_view expected) const;
 

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, Write};
 
 use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
@@ -24,7 +23,7 @@ const NAME: &str = "chat template";
 
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    special_tokens: BTreeMap<&'static str, Value>,
+    variables: BTreeMap<String, Value>, // of every rendering
 }
 
 impl ChatTemplate {
@@ -38,12 +37,12 @@ impl ChatTemplate {
             environment.add_template_owned(NAME, source).map_err(|e| describe(&e))?;
             Ok(environment)
         })?;
-        let special_tokens = [("bos_token", bos), ("eos_token", eos)]
-            .into_iter()
-            .filter(|(_, token)| !token.is_empty())
-            .map(|(name, token)| (name, Value::from(token)))
-            .collect();
-        Ok(ChatTemplate { environment, special_tokens })
+        let special = [("bos_token", bos), ("eos_token", eos)].map(|(k, v)| (k.into(), v.into()));
+        let mut variables = BTreeMap::<String, Value>::from(special);
+        variables.retain(|_, token| token.is_true()); // one that is not given is undefined
+        // A template asks `tools is not none`, which an undefined variable would pass.
+        variables.extend(["documents", "tools"].map(|name| (name.into(), ().into())));
+        Ok(ChatTemplate { environment, variables })
     }
 
     pub fn render(
@@ -57,25 +56,23 @@ impl ChatTemplate {
         let extra: Map<String, Json> = serde_json::from_slice(extra)
             .map_err(|e| format!("the template's variables are not an object: {e}"))?;
 
-        // A template asks `tools is not none`, which an undefined variable would pass.
-        let mut context = BTreeMap::from([
-            ("documents".to_owned(), Value::from(())),
-            ("tools".to_owned(), Value::from(())),
-        ]);
-        context.extend(self.special_tokens.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
+        let mut context = self.variables.clone();
         context.extend(extra.iter().map(|(k, v)| (k.clone(), Value::from_serialize(v))));
         context.insert("messages".to_owned(), Value::from_serialize(&messages));
         context.insert("add_generation_prompt".to_owned(), Value::from(add_generation_prompt));
 
         on_deep_stack(|| {
-            let mut out = BoundedOutput(Vec::new());
+            let mut output = vec![0; MAX_OUTPUT]; // touched as used
+            let mut rest = output.as_mut_slice();
             self.environment
                 .get_template(NAME)
                 .and_then(|template| {
-                    template.render_captured_to(Value::from_iter(context), &mut out).map(|_| ())
+                    template.render_captured_to(Value::from_iter(context), &mut rest).map(|_| ())
                 })
                 .map_err(|e| describe(&e))?;
-            Ok(out.0)
+            let unused = rest.len();
+            output.truncate(MAX_OUTPUT - unused);
+            Ok(output)
         })
     }
 }
@@ -179,20 +176,4 @@ fn strftime_now(format: &str) -> Result<String, Error> {
         return Err(refused());
     }
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
-}
-
-struct BoundedOutput(Vec<u8>);
-
-impl Write for BoundedOutput {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() > MAX_OUTPUT - self.0.len() {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
