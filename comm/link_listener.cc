@@ -154,9 +154,7 @@ struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
     stranger->deadline.cancel();
     stranger->dropped = true;  // no stranger any more
     strangers.remove(stranger);
-    TcpWorkerLink link = make_tcp_worker_link(std::move(stranger->socket), rank, events);
-    on_link(rank, std::move(link.link));
-    link.start();
+    on_link(rank, make_tcp_worker_link(std::move(stranger->socket), rank, events));
   }
 
   void drop(const StrangerPtr& stranger, const std::string& reason) {

@@ -23,6 +23,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
       : socket_(std::move(socket)), rank_(rank), events_(std::move(events)) {}
 
   void read_header() {
+    if (!open_) return;
     frame_.resize(kFrameHeaderBytes);
     boost::asio::async_read(socket_, boost::asio::buffer(frame_),
         [self = shared_from_this()](ErrorCodeType error, size_t) {
@@ -70,7 +71,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     if (const auto events = events_; events != nullptr) {
       events->on_frame(rank_, std::exchange(frame_, Bytes()));
     }
-    if (open_) read_header();
+    read_header();
   }
 
   void write_next() {
@@ -142,10 +143,12 @@ class Link final : public WorkerLink {
 
 }  // namespace
 
-TcpWorkerLink make_tcp_worker_link(
+std::unique_ptr<WorkerLink> make_tcp_worker_link(
     tcp::socket socket, int rank, std::shared_ptr<const LinkEvents> events) {
+  const auto executor = socket.get_executor();
   auto connection = std::make_shared<Connection>(std::move(socket), rank, std::move(events));
-  return {std::make_unique<Link>(connection), [connection] { connection->read_header(); }};
+  boost::asio::post(executor, [connection] { connection->read_header(); });
+  return std::make_unique<Link>(std::move(connection));
 }
 
 }  // namespace millrace

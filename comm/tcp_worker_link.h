@@ -8,11 +8,8 @@
 
 namespace millrace {
 
-struct TcpWorkerLink {
-  std::unique_ptr<WorkerLink> link;
-  std::function<void()> start;  // begins to read; called once the link has been handed over
-};
-TcpWorkerLink make_tcp_worker_link(
+// Reads from the next turn of the io_context on, when the link has been handed over.
+std::unique_ptr<WorkerLink> make_tcp_worker_link(
     boost::asio::ip::tcp::socket socket, int rank, std::shared_ptr<const LinkEvents> events);
 
 }  // namespace millrace

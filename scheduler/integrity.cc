@@ -2,6 +2,7 @@
 // for an idle engine; its cost is that of all state.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <set>
 #include <unordered_map>
 
@@ -137,11 +138,9 @@ std::string Scheduler::check_slots() const {
   for (const auto& [id, sequence] : sequences_) {
     if (sequence.phase == Phase::kWaiting) continue;
     const SlotTable::Slot& slot = table_.slot(sequence.slot);
-    bool same = slot.active && slot.blocks.size() == sequence.blocks.size() &&
-                slot.num_computed == static_cast<uint32_t>(sequence.num_computed);
-    for (size_t i = 0; same && i < slot.blocks.size(); ++i) {
-      same = slot.blocks[i] == sequence.blocks[i].id();
-    }
+    const bool same = slot.active &&
+                      slot.num_computed == static_cast<uint32_t>(sequence.num_computed) &&
+                      std::ranges::equal(slot.blocks, sequence.blocks, {}, {}, &Block::id);
     if (!same) return fmt::format("request {} differs from its slot {}", id, sequence.slot);
     if (!used.insert(sequence.slot).second) return fmt::format("slot {} used twice", sequence.slot);
   }

@@ -131,12 +131,10 @@ void Scheduler::add_row(Sequence& sequence, int32_t count, StepPlan& plan, InFli
 // whatever an admission rule may come to depend on.
 void Scheduler::fail_oldest(std::vector<Emission>& failed) {
   Sequence& oldest = *list(Phase::kWaiting).front();
-  Emission emission;
-  emission.id = oldest.id;
-  emission.finish = FinishReason::kError;
-  emission.status = {
-      ErrorCode::kInternal, "the request cannot be scheduled though nothing else runs", ""};
-  failed.push_back(std::move(emission));
+  failed.push_back({.id = oldest.id,
+      .finish = FinishReason::kError,
+      .status = {
+          ErrorCode::kInternal, "the request cannot be scheduled though nothing else runs", ""}});
   retire(oldest);
 }
 

@@ -35,7 +35,7 @@ void Coordinator::on(SubmitEvent& event) {
 }
 
 void Coordinator::on(CancelEvent& event) {
-  if (open_.erase(event.id) == 0) return;
+  if (!open_.contains(event.id)) return;
   scheduler_->cancel(event.id);
   emit({.id = event.id, .finish = FinishReason::kCancelled});
 }
@@ -72,10 +72,7 @@ void Coordinator::plan_all() {
       send_all(FrameType::kPlan, encode(*plan));
     }
   } while (failed.size() > num_failed);  // whoever waited behind it may run now
-  for (Emission& emission : failed) {
-    open_.erase(emission.id);
-    emit(std::move(emission));
-  }
+  for (Emission& emission : failed) emit(std::move(emission));
   if (life_ == Life::kDraining && scheduler_->idle()) {
     send_all(FrameType::kShutdown, {});
     finish(Life::kStopped, ExitCode::kOk, "drained");
@@ -86,18 +83,20 @@ void Coordinator::refuse(RequestId id, ErrorCode code, std::string message) {
   emit({.id = id, .finish = FinishReason::kError, .status = {code, std::move(message), ""}});
 }
 
-void Coordinator::emit(Emission emission) { out_.push_back(Emit{std::move(emission)}); }
+void Coordinator::emit(Emission emission) {
+  if (emission.finish != FinishReason::kNone) open_.erase(emission.id);
+  out_.push_back(Emit{std::move(emission)});
+}
 
 void Coordinator::send_all(FrameType type, const Bytes& body) {
   out_.push_back(SendAll{std::make_shared<const Bytes>(make_frame(type, config_.epoch, body))});
 }
 
 void Coordinator::end_requests(const std::string& message) {
-  for (const RequestId id : open_) {
+  for (const RequestId id : std::exchange(open_, {})) {
     scheduler_->cancel(id);
     refuse(id, ErrorCode::kUnavailable, message);
   }
-  open_.clear();
 }
 
 void Coordinator::finish(Life end, ExitCode code, std::string message) {

@@ -114,10 +114,7 @@ bool Coordinator::on_result(int rank, std::span<const uint8_t> body) {
   if (result.stage + 1 < num_stages()) return true;
   expected_.pop_front();
   last_step_ = now_;
-  for (Emission& emission : scheduler_->commit(result)) {
-    if (emission.finish != FinishReason::kNone) open_.erase(emission.id);
-    emit(std::move(emission));
-  }
+  for (Emission& emission : scheduler_->commit(result)) emit(std::move(emission));
   return true;
 }
 

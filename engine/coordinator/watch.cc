@@ -40,8 +40,7 @@ bool Coordinator::all_beat(Millis at) const {
 
 void Coordinator::watch_heartbeats() {
   if (all_beat(now_)) return;
-  const auto silent = std::min_element(ranks_.begin(), ranks_.end(),
-      [](const Rank& a, const Rank& b) { return a.last_heard < b.last_heard; });
+  const auto silent = std::ranges::min_element(ranks_, {}, &Rank::last_heard);
   lose(static_cast<int>(silent - ranks_.begin()),
       fmt::format("no heartbeat for {} s", (now_ - silent->last_heard) / 1000));
 }
@@ -59,8 +58,7 @@ void Coordinator::watch_progress() {
     const int number = static_cast<int>(&rank - ranks_.data());
     return std::tuple(rank.heartbeat.steps_done, stage_of(number), rank.heartbeat.progress, number);
   };
-  const auto stuck = std::min_element(
-      ranks_.begin(), ranks_.end(), [&](const Rank& a, const Rank& b) { return key(a) < key(b); });
+  const auto stuck = std::ranges::min_element(ranks_, {}, key);
   lose(static_cast<int>(stuck - ranks_.begin()),
       fmt::format("it hangs in step {}: no rank moved for {} s", stuck->heartbeat.steps_done,
           (now_ - newest) / 1000));

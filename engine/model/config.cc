@@ -9,7 +9,6 @@
 #include "engine/base/status.h"
 #include "engine/model/families.h"
 #include "engine/model/json_fields.h"
-#include "engine/model/rope.h"
 
 namespace millrace {
 

@@ -69,6 +69,9 @@ struct ConfigLimits {
 // Error(kModel); `where` names the file.
 void check_config(const ModelConfig& config, const std::string& where);
 
+// YaRN's attention magnitude for a context stretched `factor` times.
+double yarn_magnitude(double factor, double mscale);
+
 // cos/sin of every position, [max_position, D] (kernels' RopeTable), computed in double.
 // Sources: transformers' modeling_rope_utils (formulas of each kind). Dynamic NTK is fixed for a
 // sequence of `max_position` tokens: transformers rescales as a sequence grows, which would turn

@@ -9,7 +9,6 @@
 #include "engine/model/families.h"
 #include "engine/model/gguf.h"
 #include "engine/model/gguf_tokenizer.h"
-#include "engine/model/rope.h"
 #include "engine/model/stored_model.h"
 
 namespace millrace {

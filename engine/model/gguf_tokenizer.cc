@@ -185,34 +185,31 @@ json::value pre_tokenizer_of(const PreTokenizer& pre) {
 json::value post_processor(
     const JsonFields& metadata, const Vocabulary& vocabulary, bool add_bos_if_silent) {
   json::object special_tokens;
-  const auto special = [&](const std::string& which, bool if_silent) -> json::array {
+  const auto special = [&](const std::string& which, bool if_silent) -> std::string_view {
     const auto asked = metadata.boolean(fmt::format("tokenizer.ggml.add_{}_token", which));
     const auto last = static_cast<int64_t>(vocabulary.tokens.size()) - 1;
     const auto id = metadata.integer(fmt::format("tokenizer.ggml.{}_token_id", which), 0, last);
-    if (asked == true && !id) {
-      metadata.fail("'{}' is to be added but not named", which);
-    }
+    if (asked == true && !id) metadata.fail("'{}' is to be added but not named", which);
     if (!asked.value_or(if_silent) || !id) return {};
     const std::string_view token = vocabulary.tokens[static_cast<size_t>(*id)];
     special_tokens[token] =
         json::object{{"id", token}, {"ids", json::array{*id}}, {"tokens", json::array{token}}};
-    const json::object reference{{"id", token}, {"type_id", 0}};
-    json::array piece;
-    piece.push_back(json::object{{"SpecialToken", reference}});
-    return piece;
+    return token;
   };
-  const json::array bos = special("bos", add_bos_if_silent);
-  const json::array eos = special("eos", false);
+  const std::string_view bos = special("bos", add_bos_if_silent);
+  const std::string_view eos = special("eos", false);
   if (special_tokens.empty()) return nullptr;
-  const auto text = [](std::string_view name, int type) {
-    return json::object{{"Sequence", json::object{{"id", name}, {"type_id", type}}}};
+  json::array single, pair;
+  const auto add = [](json::array& to, std::string_view kind, std::string_view id, int type) {
+    if (id.empty()) return;
+    to.push_back(json::object{{kind, json::object{{"id", id}, {"type_id", type}}}});
   };
-  json::array single = bos;
-  single.push_back(text("A", 0));
-  json::array pair = single;
-  pair.push_back(text("B", 1));
-  single.insert(single.end(), eos.begin(), eos.end());
-  pair.insert(pair.end(), eos.begin(), eos.end());
+  for (json::array* texts : {&single, &pair}) {
+    add(*texts, "SpecialToken", bos, 0);
+    add(*texts, "Sequence", "A", 0);
+    if (texts == &pair) add(*texts, "Sequence", "B", 1);
+    add(*texts, "SpecialToken", eos, 0);
+  }
   return {{"type", "TemplateProcessing"}, {"single", std::move(single)}, {"pair", std::move(pair)},
       {"special_tokens", std::move(special_tokens)}};
 }

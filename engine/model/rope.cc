@@ -1,6 +1,6 @@
-// The table of rotary embedding (declared in config.h).
-#include "engine/model/rope.h"
-
+// The table of rotary embedding and its formulas (declared in config.h).
+#include <algorithm>
+#include <cmath>
 #include <numbers>
 #include <vector>
 
@@ -67,6 +67,10 @@ double ntk_theta(const RopeConfig& rope, int32_t head_dim, int32_t max_position)
 }
 
 }  // namespace
+
+double yarn_magnitude(double factor, double mscale) {
+  return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+}
 
 void fill_rope_table(const ModelConfig& config, int32_t max_position, float* cos_sin) {
   const RopeConfig& rope = config.rope;

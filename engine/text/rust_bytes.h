@@ -29,8 +29,4 @@ inline mr_bytes rust_bytes(std::string_view text) {
   return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
 }
 
-// The part of `bytes` that is certain, as UTF-8 with U+FFFD for what is invalid; it is taken out
-// of `bytes`. Unless `last`, the start of an unfinished character stays there.
-std::string take_utf8(std::string& bytes, bool last);
-
 }  // namespace millrace

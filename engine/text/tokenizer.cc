@@ -1,4 +1,5 @@
 // Tokenizer over the Rust library: encoding is the library's, decoding joins the bytes of ids.
+// Detokenizer gives out the bytes of one stream's ids as soon as their characters are complete.
 #include <fmt/format.h>
 
 #include <cstring>
@@ -8,6 +9,19 @@
 #include "engine/text/text.h"
 
 namespace millrace {
+
+namespace {
+
+// The part of `bytes` that is certain, as UTF-8 with U+FFFD for what is invalid; it is taken out
+// of `bytes`. Unless `last`, the start of an unfinished character stays there.
+std::string take_utf8(std::string& bytes, bool last) {
+  RustBuffer text;
+  const size_t taken = mr_utf8_lossy(rust_bytes(bytes), last, text.out());
+  bytes.erase(0, taken);
+  return text.text();
+}
+
+}  // namespace
 
 Tokenizer::Tokenizer(mr_tokenizer* handle) : handle_(handle, mr_tokenizer_free) {}
 
@@ -25,13 +39,6 @@ bool Tokenizer::append(
   if (!piece.empty()) leading_spaces = 0;
   bytes += piece;
   return true;
-}
-
-std::string take_utf8(std::string& bytes, bool last) {
-  RustBuffer text;
-  const size_t taken = mr_utf8_lossy(rust_bytes(bytes), last, text.out());
-  bytes.erase(0, taken);
-  return text.text();
 }
 
 std::shared_ptr<const Tokenizer> Tokenizer::from_json(std::string_view json) {
@@ -80,5 +87,21 @@ std::string Tokenizer::token_bytes(int32_t id) const {
 }
 
 int32_t Tokenizer::vocab_size() const { return mr_tokenizer_vocab_size(handle_.get()); }
+
+Detokenizer::Detokenizer(std::shared_ptr<const Tokenizer> tokenizer,
+    std::span<const int32_t> prompt_tail, bool skip_special)
+    : tokenizer_(std::move(tokenizer)),
+      leading_spaces_(mr_tokenizer_leading_spaces(tokenizer_->handle_.get())),
+      skip_special_(skip_special) {
+  // The prompt's text is not the stream's, but a character it began is.
+  for (const int32_t id : prompt_tail) push(id);
+}
+
+std::string Detokenizer::push(int32_t id) {
+  tokenizer_->append(id, skip_special_, leading_spaces_, pending_);
+  return take_utf8(pending_, /*last=*/false);
+}
+
+std::string Detokenizer::finish() { return take_utf8(pending_, /*last=*/true); }
 
 }  // namespace millrace
