@@ -5,7 +5,6 @@
 #include <limits>
 #include <mutex>
 #include <set>
-#include <variant>
 
 #include "engine/base/log.h"
 
@@ -21,38 +20,27 @@ constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxStopTokens = 128;
 
-[[noreturn]] void refuse(std::string_view param, const std::string& what) {
-  throw RequestError(
-      ErrorCode::kInvalidArgument, fmt::format("`{}` {}.", param, what), std::string(param));
-}
-
-// --- what a field can be
-
-struct Integer {
-  std::optional<int64_t> CallFields::*to;
-  int64_t min, max;
-};
-struct Number {
-  std::optional<double> CallFields::*to;
-  double min, max;
-};
-struct Boolean {
-  std::optional<bool> CallFields::*to;
-};
-struct Custom {
-  void (*read)(const json::value& value, CallFields& fields);
-};
-// Asks for what this server does not do, unless `harmless` says that the value asks for nothing.
-struct Refused {
-  bool (*harmless)(const json::value& value);
-};
-// Changes nothing about the answer: bookkeeping of OpenAI's service, or hints.
-struct NoEffect {};
-
-struct Field {
+// A field's value that is neither absent nor null, held to a type and a range.
+struct Value {
+  const json::value& json;
   std::string_view name;
-  enum Kinds { kChat = 1, kCompletion = 2, kBoth = 3 } kinds;
-  std::variant<Integer, Number, Boolean, Custom, Refused, NoEffect> rule;
+
+  int64_t integer(int64_t min, int64_t max = kMaxInt32) const {
+    return read_integer(json, min, max, std::string(name));
+  }
+  int32_t integer32(int32_t min, int32_t max = kMaxInt32) const {
+    return static_cast<int32_t>(integer(min, max));
+  }
+  float number(double min, double max) const {
+    const double number = json.is_number() ? json.to_number<double>() : NAN;
+    if (!(number >= min && number <= max))
+      refuse_field(name, fmt::format("must be a number from {} to {}", min, max));
+    return static_cast<float>(number);
+  }
+  bool boolean() const {
+    if (!json.is_bool()) refuse_field(name, "must be true or false");
+    return json.get_bool();
+  }
 };
 
 bool empty(const json::value& v) {
@@ -78,155 +66,132 @@ bool is_text_only(const json::value& v) {
 }
 bool at_most_one(const json::value& v) { return is_number<0>(v) || is_number<1>(v); }
 
-void read_model(const json::value& value, CallFields& fields) {
-  if (!value.is_string()) refuse("model", "must be a string");
-  fields.model = std::string(value.get_string());
+void read_model(Value value, CallFields& fields) {
+  if (!value.json.is_string()) refuse_field("model", "must be a string");
+  fields.model = std::string(value.json.get_string());
 }
 
-void read_stop(const json::value& value, CallFields& fields) {
+void read_stop(Value field, CallFields& fields) {
+  const json::value& value = field.json;
   const auto add = [&](const json::value& item) {
-    if (!item.is_string()) refuse("stop", "must be a string or an array of strings");
-    if (item.get_string().empty()) refuse("stop", "must not hold an empty string");
+    if (!item.is_string()) refuse_field("stop", "must be a string or an array of strings");
+    if (item.get_string().empty()) refuse_field("stop", "must not hold an empty string");
     if (item.get_string().size() > kMaxStopBytes)
-      refuse("stop", fmt::format("must hold strings of at most {} bytes", kMaxStopBytes));
-    fields.stop.emplace_back(item.get_string());
+      refuse_field("stop", fmt::format("must hold strings of at most {} bytes", kMaxStopBytes));
+    fields.call.stop.emplace_back(item.get_string());
   };
   if (!value.is_array()) return add(value);
   if (value.get_array().size() > kMaxStops)
-    refuse("stop", fmt::format("must hold at most {} strings", kMaxStops));
+    refuse_field("stop", fmt::format("must hold at most {} strings", kMaxStops));
   for (const json::value& item : value.get_array()) add(item);
 }
 
-void read_stop_token_ids(const json::value& value, CallFields& fields) {
-  if (!value.is_array() || value.get_array().size() > kMaxStopTokens)
-    refuse("stop_token_ids", fmt::format("must be an array of at most {} ids", kMaxStopTokens));
-  for (const json::value& item : value.get_array()) {
-    const int64_t id = read_integer(item, 0, kMaxInt32, "stop_token_ids");
-    fields.stop_token_ids.push_back(static_cast<int32_t>(id));
-  }
+void read_stop_token_ids(Value value, CallFields& fields) {
+  const json::array* list = value.json.if_array();
+  if (list == nullptr || list->size() > kMaxStopTokens)
+    refuse_field(value.name, fmt::format("must be an array of at most {} ids", kMaxStopTokens));
+  for (const json::value& item : *list)
+    fields.request.stop_token_ids.push_back(Value{item, value.name}.integer32(0));
 }
 
-void read_stream_options(const json::value& value, CallFields& fields) {
-  if (!value.is_object()) refuse("stream_options", "must be an object");
+void read_stream_options(Value value, CallFields& fields) {
+  if (!value.json.is_object()) refuse_field("stream_options", "must be an object");
   fields.has_stream_options = true;
-  for (const auto& [key, option] : value.get_object()) {
-    if (key == "include_usage" && !option.is_null()) {
-      if (!option.is_bool()) refuse("stream_options.include_usage", "must be true or false");
-      fields.include_usage = option.get_bool();
-    } else if (key == "continuous_usage_stats" && !empty(option)) {
-      refuse("stream_options.continuous_usage_stats", "is not supported by this server");
-    }
+  for (const auto& [key, option] : value.json.get_object()) {
+    if (key == "include_usage" && !option.is_null())
+      fields.call.include_usage = Value{option, "stream_options.include_usage"}.boolean();
+    if (key == "continuous_usage_stats" && !empty(option))
+      refuse_field("stream_options.continuous_usage_stats", "is not supported by this server");
   }
 }
 
-void read_messages(const json::value& value, CallFields& fields) { fields.messages = &value; }
-void read_prompt(const json::value& value, CallFields& fields) { fields.prompt = &value; }
+enum Kinds { kChat = 1, kCompletion = 2, kBoth = kChat | kCompletion };
+
+struct Field {
+  std::string_view name;
+  Kinds kinds;
+  void (*read)(Value value, CallFields& fields);
+};
 
 using F = CallFields;
 constexpr Field kFields[] = {
-    {"messages", Field::kChat, Custom{read_messages}},
-    {"prompt", Field::kCompletion, Custom{read_prompt}},
-    {"model", Field::kBoth, Custom{read_model}},
+    {"messages", kChat, [](Value v, F& f) { f.messages = &v.json; }},
+    {"prompt", kCompletion, [](Value v, F& f) { f.prompt = &v.json; }},
+    {"model", kBoth, read_model},
     // How much, and when to stop.
-    {"max_tokens", Field::kBoth, Integer{&F::max_tokens, 1, kMaxInt32}},
-    {"max_completion_tokens", Field::kChat, Integer{&F::max_completion_tokens, 1, kMaxInt32}},
-    {"min_tokens", Field::kBoth, Integer{&F::min_tokens, 0, kMaxInt32}},
-    {"stop", Field::kBoth, Custom{read_stop}},
-    {"stop_token_ids", Field::kBoth, Custom{read_stop_token_ids}},
-    {"ignore_eos", Field::kBoth, Boolean{&F::ignore_eos}},
-    {"n", Field::kBoth, Integer{&F::n, 1, 128}},
+    {"max_tokens", kBoth, [](Value v, F& f) { f.max_tokens = v.integer(1); }},
+    {"max_completion_tokens", kChat, [](Value v, F& f) { f.max_completion_tokens = v.integer(1); }},
+    {"min_tokens", kBoth, [](Value v, F& f) { f.request.min_tokens = v.integer32(0); }},
+    {"stop", kBoth, read_stop},
+    {"stop_token_ids", kBoth, read_stop_token_ids},
+    {"ignore_eos", kBoth, [](Value v, F& f) { f.ignore_eos = v.boolean(); }},
+    {"n", kBoth, [](Value v, F& f) { f.n = v.integer32(1, 128); }},
     // How a token is drawn.
-    {"temperature", Field::kBoth, Number{&F::temperature, 0, 2}},
-    {"top_p", Field::kBoth, Number{&F::top_p, 0, 1}},
-    {"top_k", Field::kBoth, Integer{&F::top_k, -1, kMaxInt32}},
-    {"min_p", Field::kBoth, Number{&F::min_p, 0, 1}},
-    {"repetition_penalty", Field::kBoth, Number{&F::repetition_penalty, 0.01, 100}},
-    {"presence_penalty", Field::kBoth, Number{&F::presence_penalty, -2, 2}},
-    {"frequency_penalty", Field::kBoth, Number{&F::frequency_penalty, -2, 2}},
-    {"seed", Field::kBoth, Integer{&F::seed, kMinInt64, kMaxInt64}},
+    {"temperature", kBoth, [](Value v, F& f) { f.sampling().temperature = v.number(0, 2); }},
+    {"top_p", kBoth, [](Value v, F& f) { f.sampling().top_p = v.number(0, 1); }},
+    {"top_k", kBoth, [](Value v, F& f) { f.sampling().top_k = std::max(v.integer32(-1), 0); }},
+    {"min_p", kBoth, [](Value v, F& f) { f.sampling().min_p = v.number(0, 1); }},
+    {"repetition_penalty", kBoth,
+        [](Value v, F& f) { f.sampling().repetition_penalty = v.number(0.01, 100); }},
+    {"presence_penalty", kBoth,
+        [](Value v, F& f) { f.sampling().presence_penalty = v.number(-2, 2); }},
+    {"frequency_penalty", kBoth,
+        [](Value v, F& f) { f.sampling().frequency_penalty = v.number(-2, 2); }},
+    {"seed", kBoth, [](Value v, F& f) { f.seed = v.integer(kMinInt64, kMaxInt64); }},
     // What the answer shows.
-    {"stream", Field::kBoth, Boolean{&F::stream}},
-    {"stream_options", Field::kBoth, Custom{read_stream_options}},
-    {"logprobs", Field::kChat, Boolean{&F::chat_logprobs}},
-    {"top_logprobs", Field::kChat, Integer{&F::top_logprobs, 0, 20}},
-    {"logprobs", Field::kCompletion, Integer{&F::completion_logprobs, 0, 20}},
-    {"echo", Field::kCompletion, Boolean{&F::echo}},
-    {"skip_special_tokens", Field::kBoth, Boolean{&F::skip_special_tokens}},
-    {"include_stop_str_in_output", Field::kBoth, Boolean{&F::include_stop_str_in_output}},
-    {"return_token_ids", Field::kBoth, Boolean{&F::return_token_ids}},
+    {"stream", kBoth, [](Value v, F& f) { f.call.stream = v.boolean(); }},
+    {"stream_options", kBoth, read_stream_options},
+    {"logprobs", kChat, [](Value v, F& f) { f.chat_logprobs = v.boolean(); }},
+    {"top_logprobs", kChat, [](Value v, F& f) { f.top_logprobs = v.integer32(0, 20); }},
+    {"logprobs", kCompletion,
+        [](Value v, F& f) { f.sampling().num_logprobs = v.integer32(0, 20); }},
+    {"echo", kCompletion, [](Value v, F& f) { f.echo = v.boolean(); }},
+    {"skip_special_tokens", kBoth, [](Value v, F& f) { f.call.skip_special_tokens = v.boolean(); }},
+    {"include_stop_str_in_output", kBoth,
+        [](Value v, F& f) { f.call.include_stop_str_in_output = v.boolean(); }},
+    {"return_token_ids", kBoth, [](Value v, F& f) { f.call.return_token_ids = v.boolean(); }},
     // How the prompt is made.
-    {"add_special_tokens", Field::kBoth, Boolean{&F::add_special_tokens}},
-    {"add_generation_prompt", Field::kChat, Boolean{&F::add_generation_prompt}},
-
-    {"allowed_token_ids", Field::kBoth, Refused{empty}},
-    {"audio", Field::kChat, Refused{empty}},
-    {"bad_words", Field::kBoth, Refused{empty}},
-    {"best_of", Field::kBoth, Refused{at_most_one}},
-    {"chat_template", Field::kBoth, Refused{empty}},
-    {"chat_template_kwargs", Field::kBoth, Refused{empty}},
-    {"continue_final_message", Field::kChat, Refused{empty}},
-    {"documents", Field::kChat, Refused{empty}},
-    {"echo", Field::kChat, Refused{empty}},
-    {"function_call", Field::kChat, Refused{is_none_or_auto}},
-    {"functions", Field::kChat, Refused{empty}},
-    {"guided_choice", Field::kBoth, Refused{empty}},
-    {"guided_grammar", Field::kBoth, Refused{empty}},
-    {"guided_json", Field::kBoth, Refused{empty}},
-    {"guided_regex", Field::kBoth, Refused{empty}},
-    {"length_penalty", Field::kBoth, Refused{is_number<1>}},
-    {"logit_bias", Field::kBoth, Refused{empty}},
-    {"modalities", Field::kChat, Refused{is_text_only}},
-    {"prediction", Field::kChat, Refused{empty}},
-    {"priority", Field::kBoth, Refused{is_number<0>}},
-    {"prompt_embeds", Field::kCompletion, Refused{empty}},
-    {"prompt_logprobs", Field::kBoth, Refused{empty}},
-    {"reasoning_effort", Field::kChat, Refused{is_none}},
-    {"response_format", Field::kBoth, Refused{is_text_format}},
-    {"return_tokens_as_token_ids", Field::kBoth, Refused{empty}},
-    {"structured_outputs", Field::kBoth, Refused{empty}},
-    {"suffix", Field::kCompletion, Refused{empty}},
-    {"tool_choice", Field::kChat, Refused{is_none_or_auto}},
-    {"tools", Field::kChat, Refused{empty}},
-    {"truncate_prompt_tokens", Field::kBoth, Refused{empty}},
-    {"use_beam_search", Field::kBoth, Refused{empty}},
-    {"web_search_options", Field::kChat, Refused{empty}},
-
-    {"cache_salt", Field::kBoth, NoEffect{}},  // no prefix is shared between requests
-    {"metadata", Field::kBoth, NoEffect{}},
-    {"parallel_tool_calls", Field::kBoth, NoEffect{}},
-    {"prompt_cache_key", Field::kBoth, NoEffect{}},
-    {"request_id", Field::kBoth, NoEffect{}},
-    {"safety_identifier", Field::kBoth, NoEffect{}},
-    {"service_tier", Field::kBoth, NoEffect{}},
-    {"spaces_between_special_tokens", Field::kBoth, NoEffect{}},
-    {"store", Field::kBoth, NoEffect{}},
-    {"user", Field::kBoth, NoEffect{}},
-    {"verbosity", Field::kChat, NoEffect{}},
+    {"add_special_tokens", kBoth, [](Value v, F& f) { f.add_special_tokens = v.boolean(); }},
+    {"add_generation_prompt", kChat, [](Value v, F& f) { f.add_generation_prompt = v.boolean(); }},
 };
 
-struct Reader {
-  const Field& field;
-  const json::value& value;
-  CallFields& fields;
+// They ask for what this server does not do, unless `harmless` says that the value asks for
+// nothing.
+struct Refused {
+  Kinds kinds;
+  bool (*harmless)(const json::value& value);
+  std::vector<std::string_view> names;
+};
+const Refused kRefused[] = {
+    {kBoth, empty,
+        {"allowed_token_ids", "bad_words", "chat_template", "chat_template_kwargs", "guided_choice",
+            "guided_grammar", "guided_json", "guided_regex", "logit_bias", "prompt_logprobs",
+            "return_tokens_as_token_ids", "structured_outputs", "truncate_prompt_tokens",
+            "use_beam_search"}},
+    {kChat, empty,
+        {"audio", "continue_final_message", "documents", "echo", "functions", "prediction", "tools",
+            "web_search_options"}},
+    {kCompletion, empty, {"prompt_embeds", "suffix"}},
+    {kBoth, at_most_one, {"best_of"}},
+    {kBoth, is_number<1>, {"length_penalty"}},
+    {kBoth, is_number<0>, {"priority"}},
+    {kBoth, is_text_format, {"response_format"}},
+    {kChat, is_none_or_auto, {"function_call", "tool_choice"}},
+    {kChat, is_none, {"reasoning_effort"}},
+    {kChat, is_text_only, {"modalities"}},
+};
 
-  void operator()(const Integer& rule) const {
-    fields.*rule.to = read_integer(value, rule.min, rule.max, std::string(field.name));
-  }
-  void operator()(const Number& rule) const {
-    const double number = value.is_number() ? value.to_number<double>() : NAN;
-    if (!(number >= rule.min && number <= rule.max))
-      refuse(field.name, fmt::format("must be a number from {} to {}", rule.min, rule.max));
-    fields.*rule.to = number;
-  }
-  void operator()(const Boolean& rule) const {
-    if (!value.is_bool()) refuse(field.name, "must be true or false");
-    fields.*rule.to = value.get_bool();
-  }
-  void operator()(const Custom& rule) const { rule.read(value, fields); }
-  void operator()(const Refused& rule) const {
-    if (!rule.harmless(value)) refuse(field.name, "is not supported by this server");
-  }
-  void operator()(const NoEffect&) const {}
+// They change nothing about the answer: bookkeeping of OpenAI's service, or hints. (cache_salt: no
+// prefix is shared between requests.)
+struct NoEffect {
+  Kinds kinds;
+  std::vector<std::string_view> names;
+};
+const NoEffect kNoEffect[] = {
+    {kBoth,
+        {"cache_salt", "metadata", "parallel_tool_calls", "prompt_cache_key", "request_id",
+            "safety_identifier", "service_tier", "spaces_between_special_tokens", "store", "user"}},
+    {kChat, {"verbosity"}},
 };
 
 // The log is a client's to fill only once per name, and with printable characters.
@@ -243,6 +208,11 @@ void warn_unknown(std::string_view name) {
 
 }  // namespace
 
+void refuse_field(std::string_view param, std::string_view what) {
+  throw RequestError(
+      ErrorCode::kInvalidArgument, fmt::format("`{}` {}.", param, what), std::string(param));
+}
+
 int64_t read_integer(const json::value& value, int64_t min, int64_t max, const std::string& param) {
   constexpr double kExact = 9007199254740992.0;  // 2^53: beyond it a double is no integer's name
   std::optional<int64_t> integer;
@@ -251,20 +221,30 @@ int64_t read_integer(const json::value& value, int64_t min, int64_t max, const s
       value.get_double() == std::floor(value.get_double()))
     integer = static_cast<int64_t>(value.get_double());
   if (!integer || *integer < min || *integer > max)
-    refuse(param, fmt::format("must be an integer from {} to {}", min, max));
+    refuse_field(param, fmt::format("must be an integer from {} to {}", min, max));
   return *integer;
 }
 
 CallFields read_fields(ApiKind kind, const json::object& body) {
-  const int mask = kind == ApiKind::kChat ? Field::kChat : Field::kCompletion;
   CallFields fields;
+  fields.call.kind = kind;
+  const Kinds mask = kind == ApiKind::kChat ? kChat : kCompletion;
   for (const auto& member : body) {
-    const auto field = std::find_if(std::begin(kFields), std::end(kFields), [&](const Field& f) {
-      return f.name == std::string_view(member.key()) && (f.kinds & mask) != 0;
-    });
-    if (field == std::end(kFields)) warn_unknown(member.key());
-    else if (!member.value().is_null())
-      std::visit(Reader{*field, member.value(), fields}, field->rule);
+    const std::string_view name = member.key();
+    const json::value& value = member.value();
+    const auto is_meant = [&](const auto& row) {
+      if constexpr (requires { row.name; }) return row.name == name && (row.kinds & mask) != 0;
+      else return std::ranges::find(row.names, name) != row.names.end() && (row.kinds & mask) != 0;
+    };
+    if (const auto field = std::ranges::find_if(kFields, is_meant); field != std::end(kFields)) {
+      if (!value.is_null()) field->read({value, name}, fields);
+    } else if (const auto refused = std::ranges::find_if(kRefused, is_meant);
+               refused != std::end(kRefused)) {
+      if (!value.is_null() && !refused->harmless(value))
+        refuse_field(name, "is not supported by this server");
+    } else if (std::ranges::none_of(kNoEffect, is_meant)) {
+      warn_unknown(name);
+    }
   }
   return fields;
 }

@@ -6,45 +6,37 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <vector>
+#include <string_view>
 
 #include "launch/api/openai.h"
 
 namespace millrace {
 
-// Points into the object it was read from. Absent and null are the same: nullopt, nullptr.
+// What the fields say of a call, each checked alone; points into the object it was read from.
+// Absent and null are the same.
 struct CallFields {
   const boost::json::value* messages = nullptr;
   const boost::json::value* prompt = nullptr;
+  ApiCall call;     // its flags and stop strings; no choice yet
+  Request request;  // what all choices share; ids are not yet held against the vocabulary
   std::optional<std::string> model;
   std::optional<int64_t> max_tokens;
   std::optional<int64_t> max_completion_tokens;
-  std::optional<int64_t> min_tokens;
-  std::optional<int64_t> n;
   std::optional<int64_t> seed;
-  std::optional<int64_t> top_k;
-  std::optional<int64_t> top_logprobs;         // of a chat
-  std::optional<int64_t> completion_logprobs;  // `logprobs` of a completion: how many
-  std::optional<double> temperature;
-  std::optional<double> top_p;
-  std::optional<double> min_p;
-  std::optional<double> repetition_penalty;
-  std::optional<double> presence_penalty;
-  std::optional<double> frequency_penalty;
-  std::optional<bool> chat_logprobs;  // `logprobs` of a chat: whether
-  std::optional<bool> stream;
-  std::optional<bool> include_usage;  // stream_options.include_usage
-  std::optional<bool> echo;
-  std::optional<bool> ignore_eos;
-  std::optional<bool> skip_special_tokens;
-  std::optional<bool> include_stop_str_in_output;
-  std::optional<bool> add_special_tokens;
-  std::optional<bool> add_generation_prompt;
-  std::optional<bool> return_token_ids;
+  int32_t n = 1;
+  bool chat_logprobs = false;  // `logprobs` of a chat: whether
+  int32_t top_logprobs = 0;    // of a chat: how many
   bool has_stream_options = false;
-  std::vector<std::string> stop;
-  std::vector<int32_t> stop_token_ids;  // not yet held against the vocabulary
+  bool echo = false;
+  bool ignore_eos = false;
+  std::optional<bool> add_special_tokens;
+  bool add_generation_prompt = true;
+
+  SamplingParams& sampling() { return request.sampling; }
 };
+
+// Throws RequestError(param): "`param` what."
+[[noreturn]] void refuse_field(std::string_view param, std::string_view what);
 
 // Throws RequestError naming the field. Unknown names are logged once each.
 CallFields read_fields(ApiKind kind, const boost::json::object& body);

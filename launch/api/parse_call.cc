@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <boost/json/object.hpp>
-#include <cmath>
 #include <limits>
 #include <random>
 
@@ -35,49 +34,26 @@ uint64_t random_seed() {
   return uint64_t{device()} << 32 | device();
 }
 
-void check_together(ApiKind kind, const CallFields& fields, const ModelContext& model) {
+void check_together(const CallFields& fields, const ModelContext& model) {
   if (fields.model && *fields.model != model.name)
     throw RequestError(ErrorCode::kNotFound,
         fmt::format("There is no model \"{}\" here; this server has \"{}\".",
             fields.model->substr(0, kMaxNameInMessage), model.name),
         "model");
-  if (kind == ApiKind::kChat)
+  if (fields.call.kind == ApiKind::kChat)
     require(fields.messages != nullptr, "`messages` is missing.", "messages");
   else require(fields.prompt != nullptr, "`prompt` is missing.", "prompt");
-  require(!fields.has_stream_options || fields.stream.value_or(false),
+  require(!fields.has_stream_options || fields.call.stream,
       "`stream_options` is allowed only with `stream`: true.", "stream_options");
-  require(fields.top_logprobs.value_or(0) == 0 || fields.chat_logprobs.value_or(false),
+  require(fields.top_logprobs == 0 || fields.chat_logprobs,
       "`top_logprobs` needs `logprobs`: true.", "top_logprobs");
-  require(!fields.echo.value_or(false) || !fields.completion_logprobs,
+  require(!fields.echo || fields.request.sampling.num_logprobs < 0,
       "`echo` together with `logprobs` is not supported by this server.", "echo");
 }
 
-SamplingParams read_sampling(ApiKind kind, const CallFields& fields) {
-  SamplingParams sampling;
-  const auto set = [](float& to, const std::optional<double>& from) {
-    if (from) to = static_cast<float>(*from);
-  };
-  set(sampling.temperature, fields.temperature);
-  if (sampling.temperature < kGreedyBelow) sampling.temperature = 0;
-  set(sampling.top_p, fields.top_p);
-  // OpenAI takes 0 for "the most probable token alone".
-  sampling.top_p = std::max(sampling.top_p, std::numeric_limits<float>::min());
-  set(sampling.min_p, fields.min_p);
-  set(sampling.repetition_penalty, fields.repetition_penalty);
-  set(sampling.presence_penalty, fields.presence_penalty);
-  set(sampling.frequency_penalty, fields.frequency_penalty);
-  sampling.top_k = static_cast<int32_t>(std::max<int64_t>(fields.top_k.value_or(0), 0));
-  sampling.seed = fields.seed ? static_cast<uint64_t>(*fields.seed) : random_seed();
-  if (kind == ApiKind::kChat && fields.chat_logprobs.value_or(false))
-    sampling.num_logprobs = static_cast<int32_t>(fields.top_logprobs.value_or(0));
-  if (kind == ApiKind::kCompletion && fields.completion_logprobs)
-    sampling.num_logprobs = static_cast<int32_t>(*fields.completion_logprobs);
-  return sampling;
-}
-
 // How many tokens the answer may have, given what the prompt leaves.
-int32_t read_max_tokens(
-    ApiKind kind, const CallFields& fields, size_t prompt_tokens, const ModelContext& model) {
+int32_t read_max_tokens(const CallFields& fields, size_t prompt_tokens, const ModelContext& model) {
+  const ApiKind kind = fields.call.kind;
   const int64_t left = model.max_model_len - static_cast<int64_t>(prompt_tokens);
   if (left < 1)
     refuse_length(model, prompt_tokens, 0, kind == ApiKind::kChat ? "messages" : "prompt");
@@ -89,35 +65,35 @@ int32_t read_max_tokens(
   return static_cast<int32_t>(asked.value_or(std::min(otherwise, left)));
 }
 
-Request make_request(ApiKind kind, const CallFields& fields, std::vector<int32_t> prompt,
-    const ModelContext& model) {
-  Request request;
-  request.max_tokens = read_max_tokens(kind, fields, prompt.size(), model);
-  request.prompt = std::move(prompt);
-  request.sampling = read_sampling(kind, fields);
-  request.min_tokens = static_cast<int32_t>(fields.min_tokens.value_or(0));
-  request.stop_token_ids = fields.stop_token_ids;
-  if (!fields.ignore_eos.value_or(false))
+// What is the same for every choice of every prompt.
+Request make_request(const CallFields& fields, const ModelContext& model) {
+  Request request = fields.request;
+  SamplingParams& sampling = request.sampling;
+  if (sampling.temperature < kGreedyBelow) sampling.temperature = 0;
+  // OpenAI takes 0 for "the most probable token alone".
+  sampling.top_p = std::max(sampling.top_p, std::numeric_limits<float>::min());
+  if (fields.chat_logprobs) sampling.num_logprobs = fields.top_logprobs;
+  if (!fields.ignore_eos)
     request.stop_token_ids.insert(
         request.stop_token_ids.end(), model.eos_token_ids.begin(), model.eos_token_ids.end());
   return request;
 }
 
 // n choices of one prompt: they differ by their seeds alone.
-void add_choices(
-    ApiCall& call, const CallFields& fields, Prompt prompt, const ModelContext& model) {
-  const auto n = static_cast<size_t>(fields.n.value_or(1));
+void add_choices(ApiCall& call, const CallFields& fields, const Request& request, Prompt prompt,
+    const ModelContext& model) {
   call.prompt_tokens += static_cast<int32_t>(prompt.ids.size());
   const size_t tail = std::min(kPromptTail, prompt.ids.size());
-  ApiCall::Choice choice;
+  ApiCall::Choice choice{.request = request, .echo = std::move(prompt.text)};
   choice.prompt_tail.assign(prompt.ids.end() - static_cast<std::ptrdiff_t>(tail), prompt.ids.end());
-  choice.echo = std::move(prompt.text);
-  choice.request = make_request(call.kind, fields, std::move(prompt.ids), model);
+  choice.request.max_tokens = read_max_tokens(fields, prompt.ids.size(), model);
+  choice.request.prompt = std::move(prompt.ids);
   validate(choice.request, model);
-  for (size_t i = 0; i < n; ++i) {
+  for (int32_t i = 0; i < fields.n; ++i) {
     call.choices.push_back(choice);
-    SamplingParams& sampling = call.choices.back().request.sampling;
-    sampling.seed = fields.seed ? sampling.seed + i : random_seed();
+    call.choices.back().request.sampling.seed =
+        fields.seed ? static_cast<uint64_t>(*fields.seed) + static_cast<uint64_t>(i)
+                    : random_seed();
   }
 }
 
@@ -132,41 +108,31 @@ ApiCall parse_call(ApiKind kind, std::string_view body, const ModelContext& mode
 
 ApiCall parse_call(ApiKind kind, const json::object& body, const ModelContext& model) {
   const CallFields fields = read_fields(kind, body);
-  check_together(kind, fields, model);
-  ApiCall call;
-  call.kind = kind;
-  call.stop = fields.stop;
-  call.stream = fields.stream.value_or(false);
-  call.include_usage = fields.include_usage.value_or(false);
-  call.include_stop_str_in_output = fields.include_stop_str_in_output.value_or(false);
-  call.skip_special_tokens = fields.skip_special_tokens.value_or(true);
-  call.return_token_ids = fields.return_token_ids.value_or(false);
-
+  check_together(fields, model);
   std::vector<Prompt> prompts;
   if (kind == ApiKind::kChat)
     // A template writes its own special tokens.
     prompts.push_back(chat_prompt(*fields.messages, fields.add_special_tokens.value_or(false),
-        fields.add_generation_prompt.value_or(true), model));
+        fields.add_generation_prompt, model));
   else
-    prompts = completion_prompts(*fields.prompt, fields.add_special_tokens.value_or(true),
-        fields.echo.value_or(false), model);
+    prompts = completion_prompts(
+        *fields.prompt, fields.add_special_tokens.value_or(true), fields.echo, model);
   // Counted before anything is copied n times.
-  const auto n = static_cast<size_t>(fields.n.value_or(1));
+  const auto n = static_cast<size_t>(fields.n);
   size_t prompt_tokens = 0;
   for (const Prompt& prompt : prompts) prompt_tokens += prompt.ids.size();
   require(prompts.size() * n <= kMaxChoices,
       fmt::format("`n` times the number of prompts must be at most {}.", kMaxChoices), "n");
   require(prompt_tokens * n <= kMaxPromptTokens,
       fmt::format("All prompts, `n` times, must have at most {} tokens.", kMaxPromptTokens), "n");
-  for (Prompt& prompt : prompts) add_choices(call, fields, std::move(prompt), model);
+  ApiCall call = fields.call;
+  const Request request = make_request(fields, model);
+  for (Prompt& prompt : prompts) add_choices(call, fields, request, std::move(prompt), model);
   return call;
 }
 
 void validate(const Request& request, const ModelContext& model) {
   const SamplingParams& s = request.sampling;
-  const auto within = [](float value, float min, float max) {
-    return value >= min && value <= max;
-  };
   const auto in_vocabulary = [&](int32_t id) { return id >= 0 && id < model.vocab_size; };
   require(!request.prompt.empty(), "The prompt is empty.", "prompt");
   require(std::all_of(request.prompt.begin(), request.prompt.end(), in_vocabulary),
@@ -184,16 +150,19 @@ void validate(const Request& request, const ModelContext& model) {
   require(std::all_of(request.stop_token_ids.begin(), request.stop_token_ids.end(), in_vocabulary),
       fmt::format("`stop_token_ids` must be from 0 to {}.", model.vocab_size - 1),
       "stop_token_ids");
-  require(within(s.temperature, 0, 2), "`temperature` must be from 0 to 2.", "temperature");
   require(s.top_p > 0 && s.top_p <= 1, "`top_p` must be above 0 and at most 1.", "top_p");
-  require(within(s.min_p, 0, 1), "`min_p` must be from 0 to 1.", "min_p");
   require(s.top_k >= 0, "`top_k` must be -1, 0 or the number of tokens to keep.", "top_k");
-  require(within(s.repetition_penalty, 0.01f, 100),
-      "`repetition_penalty` must be from 0.01 to 100.", "repetition_penalty");
-  require(within(s.presence_penalty, -2, 2), "`presence_penalty` must be from -2 to 2.",
-      "presence_penalty");
-  require(within(s.frequency_penalty, -2, 2), "`frequency_penalty` must be from -2 to 2.",
-      "frequency_penalty");
+  struct Range {
+    const char* name;
+    float value, min, max;
+  };
+  for (const auto& [name, value, min, max] :
+      {Range{"temperature", s.temperature, 0, 2}, Range{"min_p", s.min_p, 0, 1},
+          Range{"repetition_penalty", s.repetition_penalty, 0.01f, 100},
+          Range{"presence_penalty", s.presence_penalty, -2, 2},
+          Range{"frequency_penalty", s.frequency_penalty, -2, 2}})
+    require(value >= min && value <= max,
+        fmt::format("`{}` must be from {} to {}.", name, min, max), name);
   require(s.num_logprobs >= -1 && s.num_logprobs <= std::min(kMaxLogprobs, model.vocab_size),
       fmt::format(
           "At most {} logprobs can be asked for.", std::min(kMaxLogprobs, model.vocab_size)),

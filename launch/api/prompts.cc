@@ -37,27 +37,24 @@ std::vector<int32_t> encode(
   } catch (const RequestError& error) {
     refuse(param, error.what());
   }
-  if (ids.empty())
-    refuse(param, fmt::format("`{}` is empty: there is no token to go on from.", param));
+  if (ids.empty()) refuse_field(param, "is empty: there is no token to go on from");
   return ids;
 }
 
 // `content` as one string: the template writes it as it stands, so parts are joined line by line.
 std::string read_content(const json::value& content, const std::string& path) {
   if (content.is_string()) return std::string(content.get_string());
-  if (!content.is_array()) refuse(path, fmt::format("`{}` must be a string or an array.", path));
+  if (!content.is_array()) refuse_field(path, "must be a string or an array");
   std::string text;
   for (size_t i = 0; i < content.get_array().size(); ++i) {
     const json::object* part = content.get_array()[i].if_object();
     const std::string at = fmt::format("{}[{}]", path, i);
     const json::value* type = part != nullptr ? part->if_contains("type") : nullptr;
-    if (type == nullptr || !type->is_string())
-      refuse(at, fmt::format("`{}` must be an object with a `type`.", at));
+    if (type == nullptr || !type->is_string()) refuse_field(at, "must be an object with a `type`");
     if (type->get_string() != "text")
-      refuse(at, fmt::format("`{}` is not text: this server takes parts of type text only.", at));
+      refuse_field(at, "is not text: this server takes parts of type text only");
     const json::value* piece = part->if_contains("text");
-    if (piece == nullptr || !piece->is_string())
-      refuse(at + ".text", fmt::format("`{}.text` must be a string.", at));
+    if (piece == nullptr || !piece->is_string()) refuse_field(at + ".text", "must be a string");
     if (i > 0) text += '\n';
     text += std::string_view(piece->get_string());
   }
@@ -73,30 +70,26 @@ std::string read_role(const json::object& message, const std::string& path) {
     // OpenAI's newer name of the system role; templates of open models know the older one.
     if (name == "developer") return "system";
   }
-  refuse(path + ".role",
-      fmt::format("`{}.role` must be system, developer, user, assistant or tool.", path));
+  refuse_field(path + ".role", "must be system, developer, user, assistant or tool");
 }
 
 json::object read_message(const json::value& value, const std::string& path) {
   const json::object* message = value.if_object();
-  if (message == nullptr) refuse(path, fmt::format("`{}` must be an object.", path));
+  if (message == nullptr) refuse_field(path, "must be an object");
   json::object clean;
   const std::string role = read_role(*message, path);
   clean["role"] = role;
   for (const char* unsupported : {"tool_calls", "function_call", "audio"}) {
     const json::value* field = message->if_contains(unsupported);
     if (field != nullptr && !field->is_null() && !(field->is_array() && field->get_array().empty()))
-      refuse(path + "." + unsupported,
-          fmt::format("`{}.{}` is not supported by this server.", path, unsupported));
+      refuse_field(path + "." + unsupported, "is not supported by this server");
   }
   const json::value* content = message->if_contains("content");
   const bool absent = content == nullptr || content->is_null();
-  if (absent && role != "assistant")
-    refuse(path + ".content", fmt::format("`{}.content` is missing.", path));
+  if (absent && role != "assistant") refuse_field(path + ".content", "is missing");
   clean["content"] = absent ? std::string() : read_content(*content, path + ".content");
   if (const json::value* name = message->if_contains("name"); name != nullptr && !name->is_null()) {
-    if (!name->is_string())
-      refuse(path + ".name", fmt::format("`{}.name` must be a string.", path));
+    if (!name->is_string()) refuse_field(path + ".name", "must be a string");
     clean["name"] = name->get_string();
   }
   return clean;
@@ -109,7 +102,7 @@ std::vector<int32_t> read_ids(const json::array& list, const ModelContext& model
   ids.reserve(list.size());
   for (const json::value& id : list)
     ids.push_back(static_cast<int32_t>(read_integer(id, 0, model.vocab_size - 1, "prompt")));
-  if (ids.empty()) refuse("prompt", "`prompt` is empty: there is no token to go on from.");
+  if (ids.empty()) refuse_field("prompt", "is empty: there is no token to go on from");
   return ids;
 }
 
@@ -129,9 +122,9 @@ void refuse_length(
 Prompt chat_prompt(const json::value& messages, bool add_special, bool add_generation_prompt,
     const ModelContext& model) {
   if (!messages.is_array() || messages.get_array().empty())
-    refuse("messages", "`messages` must be an array with at least one message.");
+    refuse_field("messages", "must be an array with at least one message");
   if (messages.get_array().size() > kMaxMessages)
-    refuse("messages", fmt::format("`messages` must hold at most {} messages.", kMaxMessages));
+    refuse_field("messages", fmt::format("must hold at most {} messages", kMaxMessages));
   if (model.chat_template == nullptr)
     refuse("messages", "This model has no chat template: use /v1/completions.");
   json::array clean;
@@ -164,13 +157,12 @@ std::vector<Prompt> completion_prompts(
     return prompts;
   }
   if (list == nullptr || list->empty())
-    refuse("prompt",
-        "`prompt` must be a string, a list of strings, a list of ids or a list of those.");
+    refuse_field("prompt", "must be a string, a list of strings, a list of ids or a list of those");
   if (list->size() > kMaxPrompts)
-    refuse("prompt", fmt::format("`prompt` must hold at most {} prompts.", kMaxPrompts));
+    refuse_field("prompt", fmt::format("must hold at most {} prompts", kMaxPrompts));
   for (const json::value& item : *list) {
     if (item.kind() != list->front().kind() || (!item.is_string() && !item.is_array()))
-      refuse("prompt", "`prompt` must hold only strings or only lists of ids.");
+      refuse_field("prompt", "must hold only strings or only lists of ids");
     item.is_string() ? add_text(item.get_string()) : add_ids(item.get_array());
   }
   return prompts;
