@@ -96,9 +96,11 @@ class ResponseWriter {
   std::string response(const std::vector<OutputPiece>& choices, int32_t completion_tokens) const;
 
  private:
-  boost::json::object envelope(const char* object) const;
-  boost::json::value logprobs(const OutputPiece& piece) const;
+  std::string write(boost::json::array choices, const boost::json::value& usage, bool chunk) const;
   boost::json::object usage(int32_t completion_tokens) const;
+  // `chat_member`: what a chat calls the object with the text.
+  boost::json::object entry(size_t choice, const OutputPiece& piece, bool first, bool with_logprobs,
+      const char* chat_member) const;
 
   const ApiCall& call_;
   const ModelContext& model_;

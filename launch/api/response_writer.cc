@@ -104,14 +104,15 @@ ResponseWriter::ResponseWriter(
       want_logprobs_(
           !call.choices.empty() && call.choices.front().request.sampling.num_logprobs >= 0) {}
 
-json::object ResponseWriter::envelope(const char* object) const {
-  return {{"id", id_}, {"object", object}, {"created", created_}, {"model", model_.name}};
-}
-
-json::value ResponseWriter::logprobs(const OutputPiece& piece) const {
-  if (!want_logprobs_) return nullptr;
-  return call_.kind == ApiKind::kChat ? chat_logprobs(*model_.tokenizer, piece.logprobs)
-                                      : completion_logprobs(*model_.tokenizer, piece.logprobs);
+// Everything but the choices' own objects is the same in a response, a chunk and the usage chunk.
+std::string ResponseWriter::write(json::array choices, const json::value& usage, bool chunk) const {
+  const char* object = call_.kind == ApiKind::kCompletion ? "text_completion"
+                       : chunk                            ? "chat.completion.chunk"
+                                                          : "chat.completion";
+  json::object whole{{"id", id_}, {"object", object}, {"created", created_}, {"model", model_.name},
+      {"choices", std::move(choices)}};
+  if (!chunk || call_.include_usage) whole["usage"] = usage;
+  return json::serialize(whole);
 }
 
 json::object ResponseWriter::usage(int32_t completion_tokens) const {
@@ -119,55 +120,47 @@ json::object ResponseWriter::usage(int32_t completion_tokens) const {
       {"total_tokens", call_.prompt_tokens + completion_tokens}};
 }
 
-std::string ResponseWriter::chunk(size_t choice, const OutputPiece& piece, bool first) const {
+json::object ResponseWriter::entry(size_t choice, const OutputPiece& piece, bool first,
+    bool with_logprobs, const char* chat_member) const {
   json::object entry{{"index", choice}};
-  if (call_.kind == ApiKind::kChat) {
-    json::object delta;
-    if (first) delta["role"] = "assistant";
-    if (first || !piece.text.empty()) delta["content"] = piece.text;
-    entry["delta"] = std::move(delta);
-  } else {
+  if (call_.kind == ApiKind::kCompletion) {
     entry["text"] = first ? call_.choices[choice].echo + piece.text : piece.text;
+  } else {
+    json::object message;
+    if (first) message["role"] = "assistant";
+    if (first || !piece.text.empty()) message["content"] = piece.text;
+    entry[chat_member] = std::move(message);
   }
-  entry["logprobs"] = piece.logprobs.empty() ? json::value(nullptr) : logprobs(piece);
+  entry["logprobs"] = nullptr;
+  if (with_logprobs)
+    entry["logprobs"] = call_.kind == ApiKind::kChat
+                            ? chat_logprobs(*model_.tokenizer, piece.logprobs)
+                            : completion_logprobs(*model_.tokenizer, piece.logprobs);
   entry["finish_reason"] = finish_reason(piece.finish);
   if (call_.return_token_ids) entry["token_ids"] = json::value_from(piece.token_ids);
-  json::object chunk =
-      envelope(call_.kind == ApiKind::kChat ? "chat.completion.chunk" : "text_completion");
+  return entry;
+}
+
+std::string ResponseWriter::chunk(size_t choice, const OutputPiece& piece, bool first) const {
   json::array choices;
-  choices.push_back(std::move(entry));
-  chunk["choices"] = std::move(choices);
-  if (call_.include_usage) chunk["usage"] = nullptr;
-  return json::serialize(chunk);
+  choices.push_back(
+      entry(choice, piece, first, want_logprobs_ && !piece.logprobs.empty(), "delta"));
+  return write(std::move(choices), nullptr, /*chunk=*/true);
 }
 
 std::string ResponseWriter::usage_chunk(int32_t completion_tokens) const {
-  json::object chunk =
-      envelope(call_.kind == ApiKind::kChat ? "chat.completion.chunk" : "text_completion");
-  chunk["choices"] = json::array();
-  chunk["usage"] = usage(completion_tokens);
-  return json::serialize(chunk);
+  return write({}, usage(completion_tokens), /*chunk=*/true);
 }
 
 std::string ResponseWriter::response(
     const std::vector<OutputPiece>& choices, int32_t completion_tokens) const {
   json::array entries;
   for (size_t i = 0; i < choices.size(); ++i) {
-    const OutputPiece& piece = choices[i];
-    json::object entry{{"index", i}};
-    if (call_.kind == ApiKind::kChat)
-      entry["message"] = {{"role", "assistant"}, {"content", piece.text}, {"refusal", nullptr}};
-    else entry["text"] = call_.choices[i].echo + piece.text;
-    entry["logprobs"] = logprobs(piece);
-    entry["finish_reason"] = finish_reason(piece.finish);
-    if (call_.return_token_ids) entry["token_ids"] = json::value_from(piece.token_ids);
-    entries.push_back(std::move(entry));
+    json::object whole = entry(i, choices[i], /*first=*/true, want_logprobs_, "message");
+    if (call_.kind == ApiKind::kChat) whole["message"].get_object()["refusal"] = nullptr;
+    entries.push_back(std::move(whole));
   }
-  json::object whole =
-      envelope(call_.kind == ApiKind::kChat ? "chat.completion" : "text_completion");
-  whole["choices"] = std::move(entries);
-  whole["usage"] = usage(completion_tokens);
-  return json::serialize(whole);
+  return write(std::move(entries), usage(completion_tokens), /*chunk=*/false);
 }
 
 }  // namespace millrace
