@@ -5,9 +5,7 @@
 
 #include <algorithm>
 #include <array>
-#include <condition_variable>
 #include <deque>
-#include <mutex>
 #include <random>
 #include <tuple>
 #include <unordered_map>
@@ -15,6 +13,7 @@
 
 #include "engine/base/hash.h"
 #include "engine/base/log.h"
+#include "launch/api/mailbox.h"
 #include "launch/api/open_call.h"
 #include "launch/batch/batch_file.h"
 #include "launch/batch/batch_line.h"
@@ -80,31 +79,6 @@ int64_t check_input(BatchInput& input) {
 
 // --- the second
 
-// From the engine's thread to ours; shared with the callbacks, which may outlive the run.
-struct Mailbox {
-  struct Mail {
-    uint64_t job;
-    size_t choice;
-    Emission emission;
-  };
-  std::mutex mutex;
-  std::condition_variable arrived;
-  std::vector<Mail> mail;
-
-  void put(uint64_t job, size_t choice, const Emission& emission) {
-    {
-      const std::lock_guard lock(mutex);
-      mail.push_back({job, choice, emission});
-    }
-    arrived.notify_one();
-  }
-  std::vector<Mail> take() {
-    std::unique_lock lock(mutex);
-    arrived.wait_for(lock, kRedraw, [&] { return !mail.empty(); });
-    return std::exchange(mail, {});
-  }
-};
-
 class Run {
  public:
   Run(const BatchConfig& config, EngineApi& engine, const ModelContext& model)
@@ -117,7 +91,7 @@ class Run {
     output_ = &output;
     Progress progress(total, isatty(STDERR_FILENO) == 1);
     while (start_more() || !jobs_.empty()) {
-      for (const Mailbox::Mail& mail : mailbox_->take()) take(mail);
+      for (const Mailbox::Mail& mail : mailbox_->take(kRedraw)) take(mail);
       progress.update(done(), summary_.failed, tokens());
     }
     output.commit();
@@ -179,14 +153,11 @@ class Run {
     job.alone = open_choices_ == 0;
     job.call = std::make_unique<OpenCall>(engine_, model_, std::move(call));
     open_choices_ += job.call->num_choices();
-    job.call->submit([&](size_t choice) -> EmissionCallback {
-      return [mailbox = mailbox_, id, choice](
-                 const Emission& emission) { mailbox->put(id, choice, emission); };
-    });
+    job.call->submit([&](size_t choice) { return mailbox_->slot(id, choice); });
   }
 
   void take(const Mailbox::Mail& mail) {
-    const auto found = jobs_.find(mail.job);
+    const auto found = jobs_.find(mail.call);
     if (found == jobs_.end()) return;
     Job& job = found->second;
     const OpenCall::Progress progress = job.call->take(mail.choice, mail.emission);
