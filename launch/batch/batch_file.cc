@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <utility>
 
 #include "engine/base/status.h"
 
@@ -52,28 +51,15 @@ BatchInput::BatchInput(const std::string& path) : path_(path) {
 bool BatchInput::read_line(std::string& line, bool& too_long) {
   line.clear();
   too_long = false;
-  for (bool any = false;; any = true) {
-    if (begin_ == end_) {
-      begin_ = 0;
-      end_ = std::fread(block_.data(), 1, block_.size(), file_.get());
-      if (std::ferror(file_.get())) fail_input(path_, std::strerror(errno));
-      if (end_ == 0) {
-        line_number_ += any;
-        return any;
-      }
-    }
-    const std::string_view rest(block_.data() + begin_, end_ - begin_);
-    const size_t size = rest.find('\n');
-    line += rest.substr(0, size);
-    if (line.size() > kMaxLine) {
-      line.resize(kMaxLine);
-      too_long = true;
-    }
-    begin_ = size == std::string_view::npos ? end_ : begin_ + size + 1;
-    if (size == std::string_view::npos) continue;
-    ++line_number_;
-    return true;
+  int c = 0;
+  while ((c = getc_unlocked(file_.get())) != EOF && c != '\n') {
+    too_long = line.size() >= kMaxLine;
+    if (!too_long) line += static_cast<char>(c);
   }
+  if (std::ferror(file_.get())) fail_input(path_, std::strerror(errno));
+  if (c == EOF && line.empty()) return false;
+  ++line_number_;
+  return true;
 }
 
 bool BatchInput::next(std::string& line, bool& too_long) {
@@ -84,22 +70,17 @@ bool BatchInput::next(std::string& line, bool& too_long) {
 
 void BatchInput::rewind() {
   std::rewind(file_.get());
-  begin_ = end_ = 0;
   line_number_ = 0;
 }
 
 BatchOutput::BatchOutput(const std::string& path) : path_(path), partial_(path + ".partial") {
   struct stat info {};
   if (stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) fail("it is not a regular file");
-  fd_ = open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
-  if (fd_ < 0) fail(std::strerror(errno));
-}
-
-BatchOutput::~BatchOutput() {
-  if (fd_ < 0) return;
-  // After an error: what is answered is worth keeping, and there is nobody left to tell.
-  [[maybe_unused]] const ssize_t ignored = write(fd_, buffer_.data(), buffer_.size());
-  close(fd_);
+  const int fd =
+      open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
+  if (fd >= 0) file_.reset(fdopen(fd, "w"));
+  if (file_ == nullptr) fail(std::strerror(errno));
+  std::setvbuf(file_.get(), nullptr, _IOFBF, kBuffer);
 }
 
 void BatchOutput::fail(const std::string& what) const {
@@ -107,29 +88,14 @@ void BatchOutput::fail(const std::string& what) const {
 }
 
 void BatchOutput::write_line(const std::string& line) {
-  buffer_ += line;
-  buffer_ += '\n';
-  if (buffer_.size() >= kBuffer) write_buffer();
-}
-
-void BatchOutput::write_buffer() {
-  for (size_t done = 0; done < buffer_.size();) {
-    const ssize_t size = write(fd_, buffer_.data() + done, buffer_.size() - done);
-    if (size < 0 && errno == EINTR) continue;
-    if (size < 0) {
-      const std::string why = std::strerror(errno);
-      buffer_.clear();  // part of it may be written: the destructor must not write it twice
-      fail(why);
-    }
-    done += static_cast<size_t>(size);
-  }
-  buffer_.clear();
+  if (std::fwrite(line.data(), 1, line.size(), file_.get()) != line.size() ||
+      std::fputc('\n', file_.get()) == EOF)
+    fail(std::strerror(errno));
 }
 
 void BatchOutput::commit() {
-  write_buffer();
-  if (fsync(fd_) != 0) fail(std::strerror(errno));
-  close(std::exchange(fd_, -1));
+  if (std::fflush(file_.get()) != 0 || fsync(fileno(file_.get())) != 0) fail(std::strerror(errno));
+  file_.reset();
   if (std::rename(partial_.c_str(), path_.c_str()) != 0) fail(std::strerror(errno));
   // The name, too, is to survive a power cut.
   const std::string folder = std::filesystem::absolute(path_).parent_path().string();

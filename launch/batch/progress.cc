@@ -53,14 +53,10 @@ void Progress::update(int64_t done, int64_t failed, int64_t completion_tokens) {
   if (now - last_ < (is_terminal_ ? Clock::duration(kBarPeriod) : Clock::duration(kLinePeriod)))
     return;
   last_ = now;
-  draw(done, failed, completion_tokens);
+  finish(done, failed, completion_tokens);
 }
 
 void Progress::finish(int64_t done, int64_t failed, int64_t completion_tokens) {
-  draw(done, failed, completion_tokens);
-}
-
-void Progress::draw(int64_t done, int64_t failed, int64_t completion_tokens) {
   drawn_ = true;
   const std::string text =
       line(done, total_, failed, completion_tokens, seconds_since(start_), is_terminal_);
