@@ -90,7 +90,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string request_id_;
   bool keep_alive_ = false;
   bool http_1_1_ = false;
-  std::unique_ptr<Hub::Ticket> ticket_;
+  Hub::Ticket ticket_;
   std::shared_ptr<const Serving> serving_;  // of call_
   std::unique_ptr<OpenCall> call_;
   uint64_t call_serial_ = 0;  // emissions of an earlier call are dropped

@@ -43,11 +43,14 @@ bool Hub::draining() const {
   return draining_;
 }
 
-std::unique_ptr<Hub::Ticket> Hub::begin_call() {
-  const std::lock_guard lock(mutex_);
-  if (open_calls_ >= config.limits.open_calls) return nullptr;
-  ++open_calls_;
-  return std::make_unique<Ticket>(*this);
+Hub::Ticket Hub::begin_call() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (open_calls_ >= config.limits.open_calls) return nullptr;
+    ++open_calls_;
+  }
+  // Outside the lock: its end, of which the constructor may make use, takes it too.
+  return Ticket(this, [](Hub* hub) { hub->end_call(); });
 }
 
 void Hub::end_call() {

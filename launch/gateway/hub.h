@@ -49,18 +49,10 @@ class Hub {
   void set_draining();
   bool draining() const;
 
-  // One open call; counted until it is destroyed, which must be before the hub.
-  class Ticket {
-   public:
-    explicit Ticket(Hub& hub) : hub_(hub) {}
-    ~Ticket() { hub_.end_call(); }
-    Ticket(const Ticket&) = delete;
-
-   private:
-    Hub& hub_;
-  };
+  // One open call; counted until it is let go, which must be before the hub ends.
+  using Ticket = std::shared_ptr<Hub>;
   // Null when too many are open.
-  std::unique_ptr<Ticket> begin_call();
+  Ticket begin_call();
   // False when calls are still open after `timeout`.
   bool wait_until_idle(std::chrono::milliseconds timeout);
 

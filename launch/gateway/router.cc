@@ -1,14 +1,19 @@
 #include "launch/gateway/router.h"
 
-#include <fmt/format.h>
+#include <fmt/chrono.h>
 
-#include <algorithm>
-#include <cctype>
+#include <boost/algorithm/string/case_conv.hpp>
+#include <boost/algorithm/string/trim.hpp>
+#include <boost/beast/core/string.hpp>
+#include <boost/beast/http/status.hpp>
 #include <charconv>
 #include <ctime>
 
 namespace millrace {
 namespace {
+
+namespace beast = boost::beast;
+namespace http = boost::beast::http;
 
 struct Entry {
   std::string_view path;
@@ -46,45 +51,6 @@ std::string percent_decode(std::string_view text) {
   return decoded;
 }
 
-std::string_view reason(int status) {
-  switch (status) {
-    case 200: return "OK";
-    case 400: return "Bad Request";
-    case 404: return "Not Found";
-    case 405: return "Method Not Allowed";
-    case 408: return "Request Timeout";
-    case 411: return "Length Required";
-    case 413: return "Content Too Large";
-    case 414: return "URI Too Long";
-    case 415: return "Unsupported Media Type";
-    case 417: return "Expectation Failed";
-    case 431: return "Request Header Fields Too Large";
-    case 503: return "Service Unavailable";
-    default: return "Internal Server Error";
-  }
-}
-
-std::string http_date() {
-  const std::time_t now = std::time(nullptr);
-  std::tm utc{};
-  gmtime_r(&now, &utc);
-  char text[64];
-  return {text, std::strftime(text, sizeof(text), "%a, %d %b %Y %H:%M:%S GMT", &utc)};
-}
-
-std::string_view trim(std::string_view s) {
-  while (!s.empty() && (s.front() == ' ' || s.front() == '\t')) s.remove_prefix(1);
-  while (!s.empty() && (s.back() == ' ' || s.back() == '\t')) s.remove_suffix(1);
-  return s;
-}
-
-std::string lower(std::string_view s) {
-  std::string out(s);
-  std::transform(out.begin(), out.end(), out.begin(),
-      [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  return out;
-}
-
 }  // namespace
 
 RouteMatch find_route(std::string_view method, std::string_view target) {
@@ -105,18 +71,21 @@ RouteMatch find_route(std::string_view method, std::string_view target) {
 }
 
 bool is_json(std::string_view content_type) {
-  const size_t semicolon = content_type.find(';');
-  if (lower(trim(content_type.substr(0, semicolon))) != "application/json") return false;
-  if (semicolon == std::string_view::npos) return true;
-  const std::string parameters = lower(trim(content_type.substr(semicolon + 1)));
-  if (!parameters.starts_with("charset=")) return true;
-  return parameters == "charset=utf-8" || parameters == "charset=\"utf-8\"";
+  const std::string_view media_type = content_type.substr(0, content_type.find(';'));
+  if (!beast::iequals(boost::trim_copy(std::string(media_type)), "application/json")) return false;
+  if (media_type.size() == content_type.size()) return true;
+  const std::string parameters = boost::to_lower_copy(
+      boost::trim_copy(std::string(content_type.substr(media_type.size() + 1))));
+  return !parameters.starts_with("charset=") || parameters == "charset=utf-8" ||
+         parameters == "charset=\"utf-8\"";
 }
 
 std::string write_head(const AnswerHead& head) {
   std::string text = fmt::format(
-      "HTTP/1.1 {} {}\r\nDate: {}\r\nServer: millrace\r\nContent-Type: {}\r\nx-request-id: {}\r\n",
-      head.status, reason(head.status), http_date(), head.content_type, head.request_id);
+      "HTTP/1.1 {} {}\r\nDate: {:%a, %d %b %Y %H:%M:%S} GMT\r\nServer: millrace\r\n"
+      "Content-Type: {}\r\nx-request-id: {}\r\n",
+      head.status, std::string_view(http::obsolete_reason(http::status(head.status))),
+      fmt::gmtime(std::time(nullptr)), head.content_type, head.request_id);
   if (head.event_stream) text += "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n";
   else text += fmt::format("Content-Length: {}\r\n", head.content_length);
   if (head.chunked) text += "Transfer-Encoding: chunked\r\n";
