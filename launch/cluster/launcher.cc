@@ -6,7 +6,6 @@
 
 #include <chrono>
 #include <climits>
-#include <thread>
 
 #include "comm/mpi_world.h"
 #include "engine/base/check.h"
@@ -15,7 +14,6 @@
 #include "engine/base/status.h"
 #include "engine/worker/worker.h"
 #include "launch/cluster/mpirun.h"
-#include "launch/cluster/process.h"
 #include "launch/cluster/ticket.h"
 
 namespace millrace {
@@ -64,102 +62,88 @@ LaunchMode choose_mode(const EngineConfig& engine, int world_size) {
           world_size, num_ranks));
 }
 
-struct Launcher::Impl {
-  std::string name;                        // of the process, for sentences
-  bool quiet = false;                      // mpirun's own messages are held back
-  bool own_child = false;                  // mode 3: the process is the worker itself
-  std::unique_ptr<LinkListener> listener;  // modes 2 and 3
-  std::unique_ptr<Process> process;        // modes 2 and 3
-  std::unique_ptr<CoordinatorLink> link;   // mode 1
-  std::thread worker;                      // mode 1
+void Launcher::start_thread(
+    boost::asio::io_context& io, LinkEvents events, const LinkListener::OnLink& on_link) {
+  InProcessLink ends = make_in_process_link(io, kInProcessRank, std::move(events));
+  link_ = std::move(ends.coordinator_link);
+  on_link(kInProcessRank, std::move(ends.worker_link));
+  worker_ = std::thread(
+      [this] { run_worker({.rank = kInProcessRank, .local_size = 1, .link = link_.get()}); });
+}
 
-  void start_thread(
-      boost::asio::io_context& io, LinkEvents events, const LinkListener::OnLink& on_link) {
-    InProcessLink ends = make_in_process_link(io, kInProcessRank, std::move(events));
-    link = std::move(ends.coordinator_link);
-    on_link(kInProcessRank, std::move(ends.worker_link));
-    worker = std::thread(
-        [this] { run_worker({.rank = kInProcessRank, .local_size = 1, .link = link.get()}); });
+void Launcher::start_job(const LaunchConfig& config, LaunchMode mode, boost::asio::io_context& io,
+    LinkEvents events, LinkListener::OnLink on_link) {
+  LaunchTicket ticket;
+  ticket.key = make_session_key();
+  ticket.addresses = {config.control_address};
+  if (config.control_address.empty()) {
+    ticket.addresses = {local_addresses(all_ranks_here(config, mode)).front()};
   }
+  ticket.tp = config.engine.tp;
+  ticket.pp = config.engine.pp;
+  ticket.timeout_s = config.engine.timeout_s;
+  ticket.log_level = config.log_level;
+  const int num_ranks = ticket.tp * ticket.pp;
+  listener_ = std::make_unique<LinkListener>(
+      io, ticket.addresses.front(), ticket.key, num_ranks, std::move(events), std::move(on_link));
+  ticket.port = listener_->port();
+  log::debug(
+      "waiting for {} ranks at {} port {}", num_ranks, ticket.addresses.front(), ticket.port);
+  process_ = std::make_unique<Process>(process_config(config, mode, encode(ticket)));
+}
 
-  void start_job(const LaunchConfig& config, LaunchMode mode, boost::asio::io_context& io,
-      LinkEvents events, LinkListener::OnLink on_link) {
-    LaunchTicket ticket;
-    ticket.key = make_session_key();
-    ticket.addresses = {config.control_address};
-    if (config.control_address.empty()) {
-      ticket.addresses = {local_addresses(all_ranks_here(config, mode)).front()};
-    }
-    ticket.tp = config.engine.tp;
-    ticket.pp = config.engine.pp;
-    ticket.timeout_s = config.engine.timeout_s;
-    ticket.log_level = config.log_level;
-    const int num_ranks = ticket.tp * ticket.pp;
-    listener = std::make_unique<LinkListener>(
-        io, ticket.addresses.front(), ticket.key, num_ranks, std::move(events), std::move(on_link));
-    ticket.port = listener->port();
-    log::debug(
-        "waiting for {} ranks at {} port {}", num_ranks, ticket.addresses.front(), ticket.port);
-    process = std::make_unique<Process>(process_config(config, mode, encode(ticket)));
-  }
-
-  ProcessConfig process_config(const LaunchConfig& config, LaunchMode mode, Bytes input) {
-    ProcessConfig result;
-    result.input = std::move(input);
-    if (mode == LaunchMode::kUnderMpi) {
-      name = "the worker of rank 0";
-      own_child = true;
-      result.argv = {own_path(), "worker"};
-      return result;
-    }
-    name = "mpirun";
-    const int num_ranks = config.engine.tp * config.engine.pp;
-    // On one host nothing is left to say beside our own sentence; with several it may be ssh's.
-    quiet = config.hostfile.empty() && !log::enabled(log::Level::kDebug);
-    result.argv =
-        mpirun_arguments({num_ranks, own_path(), config.hostfile, config.mpirun_args, quiet});
-    result.environment = mpirun_environment(/*root=*/geteuid() == 0);
-    result.own_group = true;
-    result.death_signal = SIGTERM;  // mpirun then ends its ranks and tidies up
+ProcessConfig Launcher::process_config(const LaunchConfig& config, LaunchMode mode, Bytes input) {
+  ProcessConfig result;
+  result.input = std::move(input);
+  if (mode == LaunchMode::kUnderMpi) {
+    name_ = "the worker of rank 0";
+    own_child_ = true;
+    result.argv = {own_path(), "worker"};
     return result;
   }
-};
+  name_ = "mpirun";
+  const int num_ranks = config.engine.tp * config.engine.pp;
+  // On one host nothing is left to say beside our own sentence; with several it may be ssh's.
+  quiet_ = config.hostfile.empty() && !log::enabled(log::Level::kDebug);
+  result.argv = mpirun_arguments({num_ranks, own_path(), config.hostfile, config.mpirun_args,
+      /*as_root=*/geteuid() == 0, quiet_});
+  result.own_group = true;
+  result.death_signal = SIGTERM;  // mpirun then ends its ranks and tidies up
+  return result;
+}
 
 Launcher::Launcher(const LaunchConfig& config, LaunchMode mode, boost::asio::io_context& io,
-    LinkEvents events, LinkListener::OnLink on_link)
-    : impl_(std::make_unique<Impl>()) {
+    LinkEvents events, LinkListener::OnLink on_link) {
   if (!config.hostfile.empty()) File(config.hostfile, ExitCode::kInput);
   if (mode == LaunchMode::kInProcess) {
-    impl_->start_thread(io, std::move(events), on_link);
+    start_thread(io, std::move(events), on_link);
   } else {
-    impl_->start_job(config, mode, io, std::move(events), std::move(on_link));
+    start_job(config, mode, io, std::move(events), std::move(on_link));
   }
 }
 
-Launcher::~Launcher() = default;
-
 void Launcher::stop() {
-  if (impl_->link != nullptr) impl_->link->shutdown();
-  if (impl_->worker.joinable()) impl_->worker.join();
-  if (impl_->process == nullptr || impl_->process->wait_for(kLeaveTime)) return;
-  log::warning("{} has not ended; ending it", impl_->name);
-  impl_->process->send_signal(SIGTERM);
-  impl_->process->wait_for(kTermTime);
+  if (link_ != nullptr) link_->shutdown();
+  if (worker_.joinable()) worker_.join();
+  if (process_ == nullptr || process_->wait_for(kLeaveTime)) return;
+  log::warning("{} has not ended; ending it", name_);
+  process_->send_signal(SIGTERM);
+  process_->wait_for(kTermTime);
 }
 
 void Launcher::abandon() {
   // mpirun ends the ranks of a job that lost one; a child of ours has nobody else, and mpirun gives
   // this process two seconds to end with its own exit code.
-  if (impl_->process != nullptr && impl_->own_child) impl_->process->send_signal(SIGKILL);
+  if (process_ != nullptr && own_child_) process_->send_signal(SIGKILL);
 }
 
 std::optional<Error> Launcher::ended() {
-  if (impl_->process == nullptr) return std::nullopt;
-  const auto status = impl_->process->poll();
+  if (process_ == nullptr) return std::nullopt;
+  const auto status = process_->poll();
   if (!status) return std::nullopt;
   return Error(exit_code_of(*status),
-      fmt::format("the ranks ended before they were ready: {} {}{}", impl_->name,
-          describe_exit(*status), impl_->quiet ? "; --log-level debug shows its messages" : ""));
+      fmt::format("the ranks ended before they were ready: {} {}{}", name_, describe_exit(*status),
+          quiet_ ? "; --log-level debug shows its messages" : ""));
 }
 
 }  // namespace millrace

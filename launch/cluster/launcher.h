@@ -7,11 +7,13 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "comm/link.h"
 #include "engine/base/status.h"
 #include "engine/protocol/engine_config.h"
+#include "launch/cluster/process.h"
 
 namespace millrace {
 
@@ -35,8 +37,7 @@ class Launcher {
   // Starts the workers; each link is handed over on the io_context's thread. Throws Error.
   Launcher(const LaunchConfig& config, LaunchMode mode, boost::asio::io_context& io,
       LinkEvents events, LinkListener::OnLink on_link);
-  // After stop(), and after the io_context has run for the last time.
-  ~Launcher();
+  // Destroyed after stop(), and after the io_context has run for the last time.
   Launcher(const Launcher&) = delete;
 
   // Waits for the workers, whose links have ended, then ends what is left of them.
@@ -47,8 +48,19 @@ class Launcher {
   std::optional<Error> ended();
 
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  void start_thread(
+      boost::asio::io_context& io, LinkEvents events, const LinkListener::OnLink& on_link);
+  void start_job(const LaunchConfig& config, LaunchMode mode, boost::asio::io_context& io,
+      LinkEvents events, LinkListener::OnLink on_link);
+  ProcessConfig process_config(const LaunchConfig& config, LaunchMode mode, Bytes input);
+
+  std::string name_;                        // of the process, for sentences
+  bool quiet_ = false;                      // mpirun's own messages are held back
+  bool own_child_ = false;                  // mode 3: the process is the worker itself
+  std::unique_ptr<LinkListener> listener_;  // modes 2 and 3
+  std::unique_ptr<Process> process_;        // modes 2 and 3
+  std::unique_ptr<CoordinatorLink> link_;   // mode 1
+  std::thread worker_;                      // mode 1
 };
 
 }  // namespace millrace

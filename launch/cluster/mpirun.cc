@@ -7,6 +7,7 @@ namespace millrace {
 std::vector<std::string> mpirun_arguments(const MpirunConfig& config) {
   std::vector<std::string> args = {"mpirun", "-np", fmt::format("{}", config.num_ranks)};
   if (config.quiet) args.emplace_back("--quiet");
+  if (config.as_root) args.emplace_back("--allow-run-as-root");
   // A rank has threads of its own: bound to one core they would stand in each other's way.
   args.insert(args.end(), {"--bind-to", "none"});
   if (config.hostfile.empty()) {
@@ -20,11 +21,6 @@ std::vector<std::string> mpirun_arguments(const MpirunConfig& config) {
   args.insert(args.end(), config.extra_args.begin(), config.extra_args.end());
   args.insert(args.end(), {config.program, "worker"});
   return args;
-}
-
-std::vector<std::pair<std::string, std::string>> mpirun_environment(bool root) {
-  if (!root) return {};
-  return {{"OMPI_ALLOW_RUN_AS_ROOT", "1"}, {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"}};
 }
 
 }  // namespace millrace

@@ -16,8 +16,6 @@
 #include "engine/base/check.h"
 #include "engine/base/status.h"
 
-extern char** environ;
-
 namespace millrace {
 
 namespace {
@@ -45,30 +43,9 @@ struct Pipe {
   int fds[2] = {-1, -1};
 };
 
-std::vector<char*> pointers(std::vector<std::string>& strings) {
-  std::vector<char*> result;
-  for (std::string& s : strings) result.push_back(s.data());
-  result.push_back(nullptr);
-  return result;
-}
-
-std::vector<std::string> child_environment(const ProcessConfig& config) {
-  std::vector<std::string> result;
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    const std::string_view text = *entry;
-    bool replaced = false;
-    for (const auto& [name, value] : config.environment) {
-      replaced |= text.starts_with(name) && text.substr(name.size()).starts_with('=');
-    }
-    if (!replaced) result.emplace_back(text);
-  }
-  for (const auto& [name, value] : config.environment) result.push_back(name + "=" + value);
-  return result;
-}
-
 // Between fork and exec of a process with threads: system calls only, no memory, no locks.
-[[noreturn]] void become(const ProcessConfig& config, char* const* argv, char* const* environment,
-    int input, int errors, pid_t parent) {
+[[noreturn]] void become(
+    const ProcessConfig& config, char* const* argv, int input, int errors, pid_t parent) {
   prctl(PR_SET_PDEATHSIG, config.death_signal);
   if (getppid() != parent) _exit(1);  // it died before the line above
   if (config.own_group) setpgid(0, 0);
@@ -80,7 +57,7 @@ std::vector<std::string> child_environment(const ProcessConfig& config) {
   if (syscall(SYS_close_range, 3u, UINT_MAX, CLOSE_RANGE_CLOEXEC) != 0) {
     for (int fd = 3; fd < 4096; ++fd) fcntl(fd, F_SETFD, FD_CLOEXEC);
   }
-  execvpe(argv[0], argv, environment);
+  execvp(argv[0], argv);
   const int error = errno;
   [[maybe_unused]] const auto written = write(errors, &error, sizeof(error));
   _exit(127);
@@ -92,9 +69,9 @@ Process::Process(const ProcessConfig& config) {
   CHECK(!config.argv.empty() && config.input.size() <= PIPE_BUF, "{} bytes of input",
       config.input.size());
   auto arguments = config.argv;
-  auto environment = child_environment(config);
-  const auto argv = pointers(arguments);
-  const auto envp = pointers(environment);
+  std::vector<char*> argv;
+  for (std::string& argument : arguments) argv.push_back(argument.data());
+  argv.push_back(nullptr);
   Pipe input;
   Pipe errors;
   const pid_t parent = getpid();
@@ -102,7 +79,7 @@ Process::Process(const ProcessConfig& config) {
   if (pid_ < 0) {
     throw Error(ExitCode::kFailure, fmt::format("cannot start {}: {}", argv[0], reason(errno)));
   }
-  if (pid_ == 0) become(config, argv.data(), envp.data(), input.fds[0], errors.fds[1], parent);
+  if (pid_ == 0) become(config, argv.data(), input.fds[0], errors.fds[1], parent);
   input.close_end(0);
   errors.close_end(1);
   int error = 0;

@@ -10,7 +10,6 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "engine/base/bytes.h"
@@ -19,10 +18,9 @@ namespace millrace {
 
 struct ProcessConfig {
   std::vector<std::string> argv;  // argv[0] is looked up in PATH unless it has a slash
-  std::vector<std::pair<std::string, std::string>> environment;  // set on top of our own
-  Bytes input;                 // written to its standard input, which is then closed; <= 4 KiB
-  bool own_group = false;      // a terminal's Ctrl-C does not reach it
-  int death_signal = SIGKILL;  // sent by the kernel when we die
+  Bytes input;                    // written to its standard input, which is then closed; <= 4 KiB
+  bool own_group = false;         // a terminal's Ctrl-C does not reach it
+  int death_signal = SIGKILL;     // sent by the kernel when we die
 };
 
 class Process {
