@@ -2,7 +2,6 @@
 // that the gateway and the batch runner are tested without workers. Thread-safe.
 #pragma once
 
-#include <cstdint>
 #include <functional>
 
 #include "engine/coordinator/coordinator.h"
@@ -25,8 +24,6 @@ class EngineApi {
   virtual void cancel(RequestId id) = 0;
   virtual CoordinatorStats stats() const = 0;
   virtual bool healthy() const = 0;
-  // Refuses new requests; true when all running ones ended within `timeout_ms`.
-  virtual bool drain(int64_t timeout_ms) = 0;
 };
 
 }  // namespace millrace

@@ -130,12 +130,6 @@ CoordinatorStats Engine::stats() const { return impl_->shell.stats(); }
 
 bool Engine::healthy() const { return stats().healthy; }
 
-bool Engine::drain(int64_t timeout_ms) {
-  impl_->shell.expect_end();
-  boost::asio::post(impl_->io, [impl = impl_.get()] { impl->shell.handle(DrainEvent{}); });
-  return impl_->shell.wait(milliseconds(timeout_ms), /*finished_only=*/true);
-}
-
 const Checkpoint& Engine::model() const { return *impl_->checkpoint; }
 
 int32_t Engine::max_model_len() const {
@@ -144,7 +138,5 @@ int32_t Engine::max_model_len() const {
   const int64_t room = int64_t{impl_->ready.num_blocks} * impl_->config.engine.block_size;
   return static_cast<int32_t>(std::min(longest, room));
 }
-
-const std::vector<Ready>& Engine::ranks() const { return impl_->ready.ranks; }
 
 }  // namespace millrace

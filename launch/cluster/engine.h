@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <vector>
 
 #include "engine/coordinator/coordinator.h"
 #include "engine/model/checkpoint.h"
@@ -34,13 +33,10 @@ class Engine final : public EngineApi {
   void cancel(RequestId id) override;
   CoordinatorStats stats() const override;
   bool healthy() const override;
-  bool drain(int64_t timeout_ms) override;
 
   const Checkpoint& model() const;
   // Longest prompt + output: the configured length, else the model's, bounded by the KV cache.
   int32_t max_model_len() const;
-  // What the ranks said when they were ready.
-  const std::vector<Ready>& ranks() const;
 
  private:
   struct Impl;

@@ -42,7 +42,6 @@ class FakeEngine : public EngineApi {
   }
   CoordinatorStats stats() const override { return {}; }
   bool healthy() const override { return healthy_; }
-  bool drain(int64_t) override { return true; }
 
   void emit(RequestId id, const std::string& text, FinishReason finish = FinishReason::kNone,
       const Status& status = {}) {
