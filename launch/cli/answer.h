@@ -23,7 +23,7 @@ struct Answer {
 };
 
 // The sampling flags as fields of an API call.
-boost::json::object call_body(const SamplingFlags& flags, const ModelContext& model);
+boost::json::object call_body(const Options& options, const ModelContext& model);
 
 // Runs the one choice of `call`; `on_text` gets each piece of text that has become certain. Throws
 // RequestError when the request fails, Error(kWorkerLost) when the engine does.

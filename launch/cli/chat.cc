@@ -29,7 +29,7 @@ class Conversation {
   void say(const std::string& text) {
     add("user", text);
     try {
-      boost::json::object body = call_body(options_.sampling, session_.model());
+      boost::json::object body = call_body(options_, session_.model());
       body["messages"] = messages_;
       const ApiCall call = parse_call(ApiKind::kChat, body, session_.model());
       const Answer answer = ask(session_, call, write_stdout);

@@ -1,17 +1,18 @@
 #include "launch/cli/command_line.h"
 
 #include <fmt/format.h>
+#include <yaml-cpp/yaml.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <utility>
 
 #include "engine/base/file.h"
 #include "engine/base/status.h"
-#include "launch/cli/config_file.h"
 #include "launch/cli/help.h"
 
 namespace millrace {
@@ -37,7 +38,7 @@ std::unique_ptr<CLI::App> make_app(const CommandInfo& info, Options& options) {
       std::string(info.summary) + ".", fmt::format("millrace {}", info.name));
   app->set_help_flag();
   app->allow_extras();
-  declare_flags(*app, info.command, options);
+  declare_flags(*app, info, options);
   app->set_help_flag("-h,--help", "Print this text")->group("General");
   return app;
 }
@@ -82,6 +83,51 @@ void refuse_extras(const CLI::App& app) {
   for (std::string& candidate : candidates) candidate.insert(0, "--");
   usage_error(fmt::format("unknown flag {}: {}`{} --help` lists the flags", name,
       did_you_mean(name, candidates), app.get_name()));
+}
+
+// The values of a YAML file by key, in the file's spelling with '_' read as '-'; a list gives
+// several.
+using ConfigValues = std::map<std::string, std::vector<std::string>>;
+
+[[noreturn]] void refuse(const std::string& path, const YAML::Mark& mark, std::string_view what) {
+  usage_error(fmt::format("{} line {}: {}", path, mark.line + 1, what));
+}
+
+std::vector<std::string> scalars(
+    const YAML::Node& node, const std::string& path, const std::string& key) {
+  if (node.IsScalar()) return {node.Scalar()};
+  std::vector<std::string> values;
+  if (node.IsSequence()) {
+    for (const YAML::Node& each : node) {
+      if (!each.IsScalar()) refuse(path, each.Mark(), fmt::format("{} holds no plain value", key));
+      values.push_back(each.Scalar());
+    }
+  }
+  if (values.empty()) {
+    refuse(path, node.Mark(), fmt::format("{} needs a value or a list of values", key));
+  }
+  return values;
+}
+
+// Throws Error(kUsage) naming `path`, the line and the key: what is not a map of scalars and lists
+// of scalars, or a key that stands twice.
+ConfigValues parse_config(std::string_view yaml, const std::string& path) {
+  ConfigValues values;
+  try {
+    const YAML::Node root = YAML::Load(std::string(yaml));
+    if (root.IsNull()) return values;
+    if (!root.IsMap()) refuse(path, root.Mark(), "write flags as `long-name: value` lines");
+    for (const auto& entry : root) {
+      std::string key = entry.first.Scalar();
+      std::replace(key.begin(), key.end(), '_', '-');
+      if (!values.emplace(key, scalars(entry.second, path, key)).second) {
+        refuse(path, entry.first.Mark(), fmt::format("{} stands there twice", key));
+      }
+    }
+  } catch (const YAML::Exception& error) {
+    refuse(path, error.mark, error.msg);
+  }
+  return values;
 }
 
 void apply_config(CLI::App& app, const std::string& path) {
@@ -143,7 +189,7 @@ CommandLine parse_command_line(const std::vector<std::string>& args, bool flags_
   }
   size_t num_words = 0;
   const CommandInfo& info = find_command(args, &num_words);
-  line.command = info.command;
+  line.command = &info;
   const auto app = make_app(info, line.options);
   auto words = normalize({args.begin() + static_cast<std::ptrdiff_t>(num_words), args.end()});
   std::reverse(words.begin(), words.end());  // as CLI11 takes them

@@ -12,7 +12,7 @@
 namespace millrace {
 
 struct CommandLine {
-  Command command = Command::kGenerate;
+  const CommandInfo* command = nullptr;
   Options options;
   std::string text;  // help or version, when that was asked; the rest is not set then
 };

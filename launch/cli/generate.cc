@@ -32,7 +32,7 @@ std::string read_prompt(const Options& options) {
 }
 
 ApiCall make_call(const Options& options, const std::string& prompt, const ModelContext& model) {
-  boost::json::object body = call_body(options.sampling, model);
+  boost::json::object body = call_body(options, model);
   if (!body.contains("max_tokens")) body["max_tokens"] = kDefaultMaxTokens;
   if (options.json) body["return_token_ids"] = true;
   if (!options.chat) {

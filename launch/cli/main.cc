@@ -11,23 +11,10 @@
 #include "comm/mpi_world.h"
 #include "engine/base/log.h"
 #include "launch/cli/command_line.h"
-#include "launch/cli/commands.h"
 #include "launch/cluster/worker_main.h"
 
 namespace millrace {
 namespace {
-
-ExitCode run_command(const CommandLine& line) {
-  switch (line.command) {
-    case Command::kGenerate: return run_generate(line.options);
-    case Command::kChat: return run_chat(line.options);
-    case Command::kServe: return run_serve(line.options);
-    case Command::kRunBatch: return run_batch_command(line.options);
-    case Command::kBenchLatency: return run_bench(line.options, /*latency=*/true);
-    case Command::kBenchThroughput: return run_bench(line.options, /*latency=*/false);
-  }
-  return ExitCode::kFailure;
-}
 
 // Rank 0 of an mpirun speaks for all; the others spell-check the same words, so that all leave with
 // the same code, and then work.
@@ -51,7 +38,7 @@ int run(const std::vector<std::string>& args) {
     return 0;
   }
   log::init(log::level_from_name(line.options.launch.log_level), "");
-  return static_cast<int>(run_command(line));
+  return static_cast<int>(line.command->run(line.options));
 }
 
 int report(ExitCode code, const char* message) {

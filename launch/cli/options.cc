@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <boost/json/value_from.hpp>
 #include <charconv>
 #include <map>
 #include <sstream>
@@ -11,6 +12,7 @@
 #include "engine/base/log.h"
 #include "engine/base/status.h"
 #include "engine/worker/backend.h"
+#include "launch/cli/commands.h"
 
 namespace millrace {
 
@@ -43,6 +45,17 @@ class Flags {
   }
   CLI::Option* add_switch(const std::string& names, bool& value, const std::string& text) {
     return describe(app_.add_flag(names, value, text));
+  }
+
+  // A field of the API under its own name, with '-' for '_'.
+  template <typename T>
+  CLI::Option* add_field(const std::string& names, Options& options, const std::string& text) {
+    std::string key = names.substr(names.find("--") + 2);
+    std::replace(key.begin(), key.end(), '-', '_');
+    return describe(app_.add_option_function<T>(
+        names,
+        [&options, key](const T& value) { options.sampling[key] = boost::json::value_from(value); },
+        text));
   }
 
  private:
@@ -146,20 +159,21 @@ void declare_general(CLI::App& app, Options& o) {
 
 void declare_sampling(CLI::App& app, Options& o) {
   Flags flags(app, "Sampling");
-  SamplingFlags& s = o.sampling;
-  flags.add("-n,--max-tokens", s.max_tokens, "Longest answer in tokens");
-  flags.add("--min-tokens", s.min_tokens, "No stop before so many tokens");
-  flags.add("--temperature", s.temperature, "0 is greedy. Default: 1");
-  flags.add("--top-p", s.top_p, "Smallest set of tokens with this probability");
-  flags.add("--top-k", s.top_k, "Only the k likeliest tokens");
-  flags.add("--min-p", s.min_p, "Only tokens this likely, relative to the likeliest");
-  flags.add("--repetition-penalty", s.repetition_penalty, "Above 1: fewer repetitions");
-  flags.add("--presence-penalty", s.presence_penalty, "Against tokens the answer has");
-  flags.add("--frequency-penalty", s.frequency_penalty, "The same, for each time it has them");
-  flags.add("--seed", s.seed, "Of the sampling noise. Default: a new one each time");
-  flags.add("--stop", s.stop, "A text that ends the answer; may be given several times")
+  flags.add_field<int64_t>("-n,--max-tokens", o, "Longest answer in tokens");
+  flags.add_field<int64_t>("--min-tokens", o, "No stop before so many tokens");
+  flags.add_field<double>("--temperature", o, "0 is greedy. Default: 1");
+  flags.add_field<double>("--top-p", o, "Smallest set of tokens with this probability");
+  flags.add_field<int64_t>("--top-k", o, "Only the k likeliest tokens");
+  flags.add_field<double>("--min-p", o, "Only tokens this likely, relative to the likeliest");
+  flags.add_field<double>("--repetition-penalty", o, "Above 1: fewer repetitions");
+  flags.add_field<double>("--presence-penalty", o, "Against tokens the answer has");
+  flags.add_field<double>("--frequency-penalty", o, "The same, for each time it has them");
+  flags.add_field<int64_t>("--seed", o, "Of the sampling noise. Default: a new one each time");
+  flags
+      .add_field<std::vector<std::string>>(
+          "--stop", o, "A text that ends the answer; may be given several times")
       ->allow_extra_args(false);
-  flags.add_switch("--ignore-eos", s.ignore_eos, "Go on after the end-of-text token");
+  flags.add_switch("--ignore-eos", o.ignore_eos, "Go on after the end-of-text token");
 }
 
 void declare_generate(CLI::App& app, Options& o) {
@@ -236,27 +250,23 @@ std::vector<int32_t> parse_layers(const std::string& text) {
 
 const std::vector<CommandInfo>& command_table() {
   static const std::vector<CommandInfo> table = {
-      {Command::kGenerate, "generate", "Continue a prompt; the text alone goes to standard output"},
-      {Command::kChat, "chat", "Talk with the model in the terminal"},
-      {Command::kServe, "serve", "Serve the OpenAI API over HTTP"},
-      {Command::kRunBatch, "run-batch", "Answer a file of OpenAI batch lines"},
-      {Command::kBenchLatency, "bench latency", "Time one batch of requests, alone"},
-      {Command::kBenchThroughput, "bench throughput", "Time many requests at once"},
+      {"generate", "Continue a prompt; the text alone goes to standard output", declare_generate,
+          run_generate},
+      {"chat", "Talk with the model in the terminal", declare_chat, run_chat},
+      {"serve", "Serve the OpenAI API over HTTP", declare_serve, run_serve},
+      {"run-batch", "Answer a file of OpenAI batch lines", declare_run_batch, run_batch_command},
+      {"bench latency", "Time one batch of requests, alone",
+          [](CLI::App& app, Options& o) { declare_bench(app, /*latency=*/true, o); },
+          [](const Options& o) { return run_bench(o, /*latency=*/true); }},
+      {"bench throughput", "Time many requests at once",
+          [](CLI::App& app, Options& o) { declare_bench(app, /*latency=*/false, o); },
+          [](const Options& o) { return run_bench(o, /*latency=*/false); }},
   };
   return table;
 }
 
-void declare_flags(CLI::App& app, Command command, Options& options) {
-  switch (command) {
-    case Command::kGenerate: declare_generate(app, options); break;
-    case Command::kChat: declare_chat(app, options); break;
-    case Command::kServe: declare_serve(app, options); break;
-    case Command::kRunBatch: declare_run_batch(app, options); break;
-    case Command::kBenchLatency:
-    case Command::kBenchThroughput:
-      declare_bench(app, command == Command::kBenchLatency, options);
-      break;
-  }
+void declare_flags(CLI::App& app, const CommandInfo& command, Options& options) {
+  command.declare(app, options);
   declare_model(app, options);
   declare_layout(app, options);
   declare_limits(app, options);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <boost/json/object.hpp>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -10,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/base/status.h"
 #include "launch/batch/run_batch.h"
 #include "launch/bench/bench.h"
 #include "launch/cluster/launcher.h"
@@ -21,13 +23,15 @@ class App;
 
 namespace millrace {
 
-enum class Command { kGenerate, kChat, kServe, kRunBatch, kBenchLatency, kBenchThroughput };
+struct Options;
 
-// How a command is called and what it does, for help.
+// One command: how it is called, what help says of it, its flags beside those of all commands, and
+// what it does.
 struct CommandInfo {
-  Command command;
   std::string_view name;  // "bench latency"
   std::string_view summary;
+  void (*declare)(CLI::App& app, Options& options);
+  ExitCode (*run)(const Options& options);
 };
 const std::vector<CommandInfo>& command_table();
 
@@ -37,22 +41,6 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 3> kF
     {"-pp", "--pipeline-parallel-size"},
     {"-np", "--max-num-seqs"},
 }};
-
-// As a client would send them; what is not set is left to the API's defaults.
-struct SamplingFlags {
-  std::optional<int64_t> max_tokens;
-  std::optional<int64_t> min_tokens;
-  std::optional<int64_t> seed;
-  std::optional<int64_t> top_k;
-  std::optional<double> temperature;
-  std::optional<double> top_p;
-  std::optional<double> min_p;
-  std::optional<double> repetition_penalty;
-  std::optional<double> presence_penalty;
-  std::optional<double> frequency_penalty;
-  std::vector<std::string> stop;
-  bool ignore_eos = false;
-};
 
 struct Options {
   std::string config;  // the YAML file
@@ -64,7 +52,8 @@ struct Options {
   std::string served_model_name;
   std::string chat_template;  // a file
 
-  SamplingFlags sampling;
+  boost::json::object sampling;  // as a client would send it: the flags that are set
+  bool ignore_eos = false;
   std::optional<std::string> prompt;
   std::string prompt_file;
   bool chat = false;
@@ -80,7 +69,7 @@ struct Options {
 
 // Declares the command's flags on `app`, bound to `options`, which must outlive it. Each has an
 // environment variable, MILLRACE_ and the long name.
-void declare_flags(CLI::App& app, Command command, Options& options);
+void declare_flags(CLI::App& app, const CommandInfo& command, Options& options);
 
 // What no single flag can check; fills launch from the flags that are written as text. Throws
 // Error(kUsage) naming the flag.

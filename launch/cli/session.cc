@@ -3,10 +3,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
-#include <condition_variable>
 #include <ctime>
-#include <mutex>
-#include <optional>
 
 #include "engine/base/file.h"
 #include "engine/base/status.h"
@@ -42,21 +39,12 @@ ModelContext make_context(const Options& options, const Engine& engine) {
 
 }  // namespace
 
-struct Session::Loss {
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::optional<Finished> finished;
-};
-
-Session::Session(const Options& options, Text text, Engine::OnLost on_lost)
-    : loss_(std::make_shared<Loss>()) {
-  engine_ = Engine::start(
-      options.launch, [loss = loss_, on_lost = std::move(on_lost)](const Finished& finished) {
-        {
-          const std::lock_guard lock(loss->mutex);
-          loss->finished = finished;
-        }
-        loss->changed.notify_all();
+Session::Session(const Options& options, Text text, Engine::OnLost on_lost) {
+  const auto loss = std::make_shared<std::promise<Finished>>();
+  lost_ = loss->get_future();
+  engine_ =
+      Engine::start(options.launch, [loss, on_lost = std::move(on_lost)](const Finished& finished) {
+        loss->set_value(finished);
         if (on_lost) on_lost(finished);
       });
   model_ = make_context(options, *engine_);
@@ -69,10 +57,8 @@ Session::Session(const Options& options, Text text, Engine::OnLost on_lost)
 }
 
 void Session::throw_if_lost() const {
-  std::unique_lock lock(loss_->mutex);
-  if (loss_->changed.wait_for(lock, kLossDelay, [this] { return loss_->finished.has_value(); })) {
-    throw Error(loss_->finished->exit_code, loss_->finished->message);
-  }
+  if (lost_.wait_for(kLossDelay) == std::future_status::ready)
+    throw Error(lost_.get().exit_code, lost_.get().message);
 }
 
 }  // namespace millrace

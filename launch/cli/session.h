@@ -1,7 +1,7 @@
 // A running engine with what the ways in need of its model. Made and used on the main thread.
 #pragma once
 
-#include <functional>
+#include <future>
 #include <memory>
 
 #include "launch/api/model_context.h"
@@ -25,8 +25,7 @@ class Session {
   void throw_if_lost() const;
 
  private:
-  struct Loss;
-  std::shared_ptr<Loss> loss_;
+  std::shared_future<Finished> lost_;
   std::unique_ptr<Engine> engine_;
   ModelContext model_;
 };
