@@ -87,7 +87,11 @@ class ByteReader {
 
   template <Scalar T>
   T get() {
-    if constexpr (std::same_as<T, bool>) return get<uint8_t>() != 0;  // any byte may come
+    if constexpr (std::same_as<T, bool>) {  // no other byte than what a writer puts
+      const auto byte = get<uint8_t>();
+      ok_ &= byte <= 1;
+      return byte == 1;
+    }
     T value{};
     if (const uint8_t* p = advance(sizeof(T))) std::memcpy(&value, p, sizeof(T));
     return value;

@@ -94,6 +94,9 @@ EngineConfig some_config() {
   config.max_model_len = 8192;
   config.threads = 3;
   config.timeout_s = 7;
+  config.device = DeviceKind::kCuda;
+  config.dtype = ActivationType::kBFloat16;
+  config.dummy_weights = true;
   return config;
 }
 
@@ -202,6 +205,10 @@ TEST(Codec, ConfigAndMessagesComeBackAsTheyWere) {
   EXPECT_EQ(config.max_model_len, 8192);
   EXPECT_EQ(config.threads, 3);
   EXPECT_EQ(config.timeout_s, 7);
+  EXPECT_EQ(config.device, DeviceKind::kCuda);
+  EXPECT_EQ(config.dtype, ActivationType::kBFloat16);
+  EXPECT_TRUE(config.dummy_weights);
+  EXPECT_FALSE(config.tune);
 
   Ready ready;
   ASSERT_TRUE(decode(encode(Ready{3, 100, 200, 400, 500, "cpu"}), &ready));

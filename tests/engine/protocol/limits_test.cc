@@ -111,6 +111,8 @@ TEST(Limits, ConfigsOutsideTheLimitsAreRefused) {
   EXPECT_FALSE(accepts([](EngineConfig& c) { c.max_model_len = -1; }));
   EXPECT_FALSE(accepts([](EngineConfig& c) { c.threads = -1; }));
   EXPECT_FALSE(accepts([](EngineConfig& c) { c.timeout_s = 0; }));
+  EXPECT_FALSE(accepts([](EngineConfig& c) { c.device = static_cast<DeviceKind>(3); }));
+  EXPECT_FALSE(accepts([](EngineConfig& c) { c.dtype = static_cast<ActivationType>(4); }));
   EXPECT_FALSE(accepts([](EngineConfig& c) { c.model_path = std::string(5000, 'a'); }));
 }
 
