@@ -35,9 +35,10 @@ std::vector<Stage> to_stages(std::span<const int> first_layers, int num_layers) 
 void check_stage_count(int num_layers, int num_stages) {
   CHECK(num_stages >= 1, "{} stages", num_stages);
   if (num_layers >= num_stages) return;
-  throw Error(ExitCode::kLayout, fmt::format("{} layers cannot be cut into {} pipeline stages; use "
-                                             "a --pipeline-parallel-size of {} or less",
-                                     num_layers, num_stages, num_layers));
+  throw Error(ExitCode::kLayout,
+      "{} layers cannot be cut into {} pipeline stages; use "
+      "a --pipeline-parallel-size of {} or less",
+      num_layers, num_stages, num_layers);
 }
 
 // The cost of a stage that owns layers [begin, end).
@@ -132,9 +133,9 @@ std::vector<Stage> partition_by_hand(
   if (!positive || sum != num_layers ||
       layers_per_stage.size() != static_cast<size_t>(num_stages)) {
     throw Error(ExitCode::kLayout,
-        fmt::format("--pp-layers {} does not cut {} layers into {} stages; give {} positive "
-                    "numbers that add up to {}",
-            fmt::join(layers_per_stage, ","), num_layers, num_stages, num_stages, num_layers));
+        "--pp-layers {} does not cut {} layers into {} stages; give {} positive "
+        "numbers that add up to {}",
+        fmt::join(layers_per_stage, ","), num_layers, num_stages, num_stages, num_layers);
   }
   return to_stages(first_layers, num_layers);
 }
@@ -143,9 +144,10 @@ HeadShard shard_heads(int num_heads, int num_kv_heads, int tp, int tp_rank) {
   CHECK(num_kv_heads >= 1 && num_heads % num_kv_heads == 0 && tp_rank >= 0 && tp_rank < tp,
       "{} heads, {} KV heads, rank {} of {}", num_heads, num_kv_heads, tp_rank, tp);
   if (tp > num_heads) {
-    throw Error(ExitCode::kLayout, fmt::format("{} attention heads cannot be cut over {} ranks; "
-                                               "use a --tensor-parallel-size of {} or less",
-                                       num_heads, tp, num_heads));
+    throw Error(ExitCode::kLayout,
+        "{} attention heads cannot be cut over {} ranks; "
+        "use a --tensor-parallel-size of {} or less",
+        num_heads, tp, num_heads);
   }
   const int64_t group = num_heads / num_kv_heads;  // query heads that read one KV head
   if (tp <= num_kv_heads) {
@@ -171,9 +173,10 @@ Range shard_columns(int64_t size, int64_t multiple, int tp, int tp_rank) {
   const int64_t units = size / multiple;
   const int64_t remainder = size % multiple;
   if (units + (remainder > 0 ? 1 : 0) < tp) {
-    throw Error(ExitCode::kLayout, fmt::format("{} columns in multiples of {} cannot be cut over "
-                                               "{} ranks; use a lower --tensor-parallel-size",
-                                       size, multiple, tp));
+    throw Error(ExitCode::kLayout,
+        "{} columns in multiples of {} cannot be cut over "
+        "{} ranks; use a lower --tensor-parallel-size",
+        size, multiple, tp);
   }
   const Range unit_range = deal(units, tp, tp_rank);
   return {unit_range.begin * multiple,

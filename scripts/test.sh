@@ -53,8 +53,8 @@ or_stop() {
   ("$@") || { add "$1" 0 1; finish; }
 }
 
-run_ctest() {  # run_ctest NAME DIR
-  ctest --test-dir "$2" --output-on-failure --no-tests=error --output-junit "$results/$1.xml" \
+run_ctest() {  # run_ctest NAME DIR; the tests on a GPU belong to scripts/gpu_check.sh
+  ctest --test-dir "$2" -E cuda --output-on-failure --no-tests=error --output-junit "$results/$1.xml" \
     --test-output-size-passed 4000000 --test-output-size-failed 4000000 >&2 || true
   counted "$1" "$results/$1.xml"
 }
@@ -95,8 +95,10 @@ one "format" check_format
 "$venv_dir/bin/python" -m pytest -q --junit-xml "$results/scripts.xml" tests/scripts >&2 || true
 counted "scripts" "$results/scripts.xml"
 
-step "Build"
-or_stop configure "$build_dir" -DCMAKE_BUILD_TYPE=Release -DMILLRACE_TESTS=ON
+step "Build, with the CUDA backend for one architecture"
+command -v nvcc >/dev/null || scripts/install_cuda.sh
+or_stop configure "$build_dir" -DCMAKE_BUILD_TYPE=Release -DMILLRACE_TESTS=ON \
+  -DMILLRACE_CUDA=on -DMILLRACE_CUDA_ARCHITECTURES=90a-real
 or_stop build "$build_dir"
 
 step "Tests of the rooms"
@@ -104,7 +106,7 @@ run_ctest rooms "$build_dir"
 
 step "Pure rooms under AddressSanitizer and UndefinedBehaviorSanitizer"
 if (configure build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1" \
-  -DMILLRACE_SANITIZE=address,undefined "-DMILLRACE_CARGO_TARGET_DIR=$rust_target" \
+  -DMILLRACE_CUDA=off -DMILLRACE_SANITIZE=address,undefined "-DMILLRACE_CARGO_TARGET_DIR=$rust_target" \
   "-DMILLRACE_ONLY=$pure_rooms" && build build-asan); then
   run_ctest sanitized build-asan
 else

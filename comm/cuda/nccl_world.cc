@@ -26,8 +26,8 @@ enum Tag : int { kHidden = 1, kIds = 2 };
 
 void check_nccl(ncclResult_t result, const char* what) {
   if (result == ncclSuccess) return;
-  throw Error(ExitCode::kWorkerLost, fmt::format("{}: NCCL says {} ({})", what,
-                                         ncclGetErrorString(result), ncclGetLastError(nullptr)));
+  throw Error(ExitCode::kWorkerLost, "{}: NCCL says {} ({})", what, ncclGetErrorString(result),
+      ncclGetLastError(nullptr));
 }
 
 ncclDataType_t nccl_type(DType dtype) {
@@ -386,9 +386,9 @@ std::unique_ptr<NcclWorld> NcclWorld::start(
   if (connected.wait_for(std::chrono::seconds(layout.timeout_s)) != std::future_status::ready) {
     const char* step = world.release()->step();  // the thread still uses it; the process ends
     throw Error(ExitCode::kAddress,
-        fmt::format("rank {}: NCCL was still {} after {} s: another rank has failed or cannot be "
-                    "reached (NCCL_DEBUG=INFO says more, NCCL_SOCKET_IFNAME chooses the network)",
-            layout.rank, step, layout.timeout_s));
+        "rank {}: NCCL was still {} after {} s: another rank has failed or cannot be "
+        "reached (NCCL_DEBUG=INFO says more, NCCL_SOCKET_IFNAME chooses the network)",
+        layout.rank, step, layout.timeout_s);
   }
   connected.get();
   return world;

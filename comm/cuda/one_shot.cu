@@ -21,7 +21,7 @@ namespace millrace::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kMaxUnits = 2;  // of 8 bytes, per thread
+constexpr int kMaxUnits = 8;  // of 8 bytes, per thread
 static_assert(int64_t{8} * kMaxUnits * kOneShotBlocks * kThreads >= one_shot_limit(2));
 
 __device__ __forceinline__ void send_packet(uint4* to, uint2 data, uint32_t epoch) {

@@ -14,7 +14,7 @@ constexpr int kOneShotBlocks = 128;
 constexpr int kMaxGatherRanks = 64;
 
 // The largest sum (bytes of x) that one shot is used for among `size` ranks: beyond it NCCL wins.
-constexpr int64_t one_shot_limit(int size) { return size == 2 ? 512 << 10 : 256 << 10; }
+constexpr int64_t one_shot_limit(int size) { return size == 2 ? 2 << 20 : 256 << 10; }
 // Packets of 16 bytes carry 8 of data; a rank has room for two sums from every rank.
 constexpr int64_t one_shot_inbox_bytes(int size) { return 2 * size * 2 * one_shot_limit(size); }
 

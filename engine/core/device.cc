@@ -76,9 +76,9 @@ class CpuDevice final : public Device {
     }
     if (memory == MAP_FAILED) {
       throw Error(ExitCode::kOutOfMemory,
-          fmt::format("no memory for {} ({:.1f} MiB): free some, lower --max-model-len or "
-                      "--kv-cache-memory, or use more ranks",
-              what, static_cast<double>(bytes) / (1 << 20)));
+          "no memory for {} ({:.1f} MiB): free some, lower --max-model-len or "
+          "--kv-cache-memory, or use more ranks",
+          what, static_cast<double>(bytes) / (1 << 20));
     }
     const auto free_memory = [rounded](void* p) {
       if (rounded >= kMapFrom) {

@@ -168,8 +168,8 @@ std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path, bool 
       if (dummy) model.tensors[expected.name] = {{DType::kBF16, expected.shape}, "BF16", true};
     }
   } else if (dummy) {
-    throw Error(ExitCode::kUsage,
-        fmt::format("--load-format dummy needs a folder with a config.json, not '{}'", path));
+    throw Error(
+        ExitCode::kUsage, "--load-format dummy needs a folder with a config.json, not '{}'", path);
   } else if (begins_as_gguf(path)) {
     model = read_gguf_model(path);
   } else {

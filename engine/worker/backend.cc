@@ -100,8 +100,8 @@ std::unique_ptr<Backend> make_backend(const BackendConfig& config) {
   const CudaPlugin* plugin = cuda_plugin(&why);
   if (plugin == nullptr) {
     throw Error(ExitCode::kLayout,
-        fmt::format("rank {} cannot use a GPU: {}; use --device cpu, or see docs/cuda.md",
-            config.topology.rank(), why));
+        "rank {} cannot use a GPU: {}; use --device cpu, or see docs/cuda.md",
+        config.topology.rank(), why);
   }
   return std::unique_ptr<Backend>(plugin->make(config));
 }

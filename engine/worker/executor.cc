@@ -169,9 +169,8 @@ void Executor::run(const StepPlan& plan, std::atomic<uint64_t>& progress) {
 void Executor::apply(const StepPlan& plan) {
   const std::string wrong = table_.apply(plan);
   if (!wrong.empty() || table_.hash() != plan.slot_hash) {
-    throw Error(
-        ExitCode::kFailure, fmt::format("plan {} does not follow from this rank's slot table: {}",
-                                plan.sequence, wrong.empty() ? "the hashes differ" : wrong));
+    throw Error(ExitCode::kFailure, "plan {} does not follow from this rank's slot table: {}",
+        plan.sequence, wrong.empty() ? "the hashes differ" : wrong);
   }
   for (const Admission& admission : plan.admissions) {
     ++generations_[admission.slot];

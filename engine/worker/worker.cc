@@ -139,9 +139,9 @@ class Rank {
         std::min(bytes / bytes_per_block, blocks_per_sequence * config_.max_num_seqs);
     if (blocks < 1) {
       throw Error(ExitCode::kOutOfMemory,
-          fmt::format("the KV cache has room for no block: {:.1f} MiB for blocks of {:.1f} "
-                      "MiB; raise --kv-cache-memory or free memory",
-              mib(bytes), mib(bytes_per_block)));
+          "the KV cache has room for no block: {:.1f} MiB for blocks of {:.1f} "
+          "MiB; raise --kv-cache-memory or free memory",
+          mib(bytes), mib(bytes_per_block));
     }
     return static_cast<uint32_t>(blocks);
   }
@@ -163,8 +163,8 @@ class Rank {
           const auto now = std::chrono::steady_clock::now();
           if (n >= steps_run_.load()) since = now;
           if (now - since > std::chrono::seconds(config_.timeout_s)) {
-            throw Error(ExitCode::kWorkerLost,
-                fmt::format("step {} did not end within --timeout {} s", n, config_.timeout_s));
+            throw Error(ExitCode::kWorkerLost, "step {} did not end within --timeout {} s", n,
+                config_.timeout_s);
           }
           if (now - since > kCheckInterval) backend_->check();
           std::this_thread::sleep_for(kPollInterval);
@@ -202,7 +202,7 @@ template <typename T>
 T read_body(const WorkerSession::Frame& frame, const char* what) {
   T value;
   if (!decode(frame.body(), &value)) {
-    throw Error(ExitCode::kFailure, fmt::format("the coordinator sent a malformed {}", what));
+    throw Error(ExitCode::kFailure, "the coordinator sent a malformed {}", what);
   }
   return value;
 }
@@ -223,8 +223,8 @@ void serve(const WorkerContext& context, WorkerSession& session) {
       case FrameType::kPlan: rank->step(read_body<StepPlan>(*frame, "plan")); break;
       case FrameType::kShutdown: return;
       default:
-        throw Error(ExitCode::kFailure,
-            fmt::format("the coordinator sent a frame of type {}", static_cast<int>(frame->type)));
+        throw Error(ExitCode::kFailure, "the coordinator sent a frame of type {}",
+            static_cast<int>(frame->type));
     }
   }
 }

@@ -18,7 +18,7 @@ namespace {
 constexpr size_t kBuffer = 256 << 10;
 
 [[noreturn]] void fail_input(const std::string& path, const std::string& why) {
-  throw Error(ExitCode::kInput, fmt::format("Cannot read the batch \"{}\": {}.", path, why));
+  throw Error(ExitCode::kInput, "Cannot read the batch \"{}\": {}.", path, why);
 }
 
 // Standard input as a file that can be read again; it is gone when closed.
@@ -84,7 +84,7 @@ BatchOutput::BatchOutput(const std::string& path) : path_(path), partial_(path +
 }
 
 void BatchOutput::fail(const std::string& what) const {
-  throw Error(ExitCode::kInput, fmt::format("Cannot write the results \"{}\": {}.", path_, what));
+  throw Error(ExitCode::kInput, "Cannot write the results \"{}\": {}.", path_, what);
 }
 
 void BatchOutput::write_line(const std::string& line) {

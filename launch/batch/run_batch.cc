@@ -46,9 +46,9 @@ IdHash hash_id(const std::string& id, const IdHash& key) {
   input.rewind();
   while (input.line_number() < second && input.next(line, too_long)) continue;
   throw Error(ExitCode::kInput,
-      fmt::format("The custom_id \"{}\" stands on line {} and again on line {}. Give every "
-                  "line its own; nothing was asked.",
-          read_batch_line(line).custom_id.value_or(""), first, second));
+      "The custom_id \"{}\" stands on line {} and again on line {}. Give every "
+      "line its own; nothing was asked.",
+      read_batch_line(line).custom_id.value_or(""), first, second);
 }
 
 // Counts the lines, and refuses a custom_id that stands on two. 24 bytes of memory a line.
@@ -177,8 +177,8 @@ class Run {
   void end_failed(Job& job, const Status& status) {
     if (status.code == ErrorCode::kUnavailable)
       throw Error(ExitCode::kWorkerLost,
-          fmt::format("The engine ended after {} lines: {} What was answered is in \"{}\".", done(),
-              status.message, output_->partial_path()));
+          "The engine ended after {} lines: {} What was answered is in \"{}\".", done(),
+          status.message, output_->partial_path());
     if (status.code == ErrorCode::kOverloaded && !job.alone) {
       // The queue was full: what it did take is as much as it takes.
       narrowed_ = std::max<size_t>(open_choices_, 1);

@@ -85,9 +85,10 @@ void check(const BenchConfig& config, int32_t max_model_len) {
         "bench needs --input-len >= 1, --output-len >= 2 and at least one request and run");
   }
   if (int64_t{config.input_len} + config.output_len > max_model_len) {
-    throw Error(ExitCode::kUsage, fmt::format("--input-len {} and --output-len {} together exceed "
-                                              "the context of {} tokens",
-                                      config.input_len, config.output_len, max_model_len));
+    throw Error(ExitCode::kUsage,
+        "--input-len {} and --output-len {} together exceed "
+        "the context of {} tokens",
+        config.input_len, config.output_len, max_model_len);
   }
 }
 

@@ -238,8 +238,8 @@ std::vector<int32_t> parse_layers(const std::string& text) {
     int32_t value = 0;
     const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
     if (error != std::errc() || end != word.data() + word.size() || value < 1) {
-      throw Error(ExitCode::kUsage,
-          fmt::format("--pp-layers {}: write the layers of each stage as 9,9,8,6", text));
+      throw Error(
+          ExitCode::kUsage, "--pp-layers {}: write the layers of each stage as 9,9,8,6", text);
     }
     layers.push_back(value);
   }
@@ -283,9 +283,8 @@ void finish_options(Options& options) {
   engine.device = choose_device(engine.device, &options.device_reason);
   const bool gpu = engine.device == DeviceKind::kCuda;
   if (must_be_gpu && !gpu) {
-    throw Error(
-        ExitCode::kLayout, fmt::format("--device cuda: {}; use --device cpu, or see docs/cuda.md",
-                               options.device_reason));
+    throw Error(ExitCode::kLayout, "--device cuda: {}; use --device cpu, or see docs/cuda.md",
+        options.device_reason);
   }
   if (!gpu && engine.dtype > ActivationType::kFloat32) {
     throw Error(ExitCode::kUsage,

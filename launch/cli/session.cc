@@ -50,9 +50,9 @@ Session::Session(const Options& options, Text text, Engine::OnLost on_lost) {
   model_ = make_context(options, *engine_);
   if (text == Text::kNeeded && model_.tokenizer == nullptr) {
     throw Error(ExitCode::kModel,
-        fmt::format("{} has no tokenizer: put its tokenizer.json beside the weights, or "
-                    "run `millrace bench`, which needs none",
-            options.launch.engine.model_path));
+        "{} has no tokenizer: put its tokenizer.json beside the weights, or "
+        "run `millrace bench`, which needs none",
+        options.launch.engine.model_path);
   }
 }
 

@@ -56,10 +56,10 @@ LaunchMode choose_mode(const EngineConfig& engine, int world_size) {
   if (world_size < 0) return num_ranks == 1 ? LaunchMode::kInProcess : LaunchMode::kMpirun;
   if (world_size == num_ranks) return LaunchMode::kUnderMpi;
   throw Error(ExitCode::kLayout,
-      fmt::format("mpirun started {} rank{}, but -tp {} times -pp {} needs {}: choose -tp "
-                  "and -pp whose product is {} (for example -tp {}), or run mpirun -np {}",
-          world_size, world_size == 1 ? "" : "s", engine.tp, engine.pp, num_ranks, world_size,
-          world_size, num_ranks));
+      "mpirun started {} rank{}, but -tp {} times -pp {} needs {}: choose -tp "
+      "and -pp whose product is {} (for example -tp {}), or run mpirun -np {}",
+      world_size, world_size == 1 ? "" : "s", engine.tp, engine.pp, num_ranks, world_size,
+      world_size, num_ranks);
 }
 
 void Launcher::start_thread(

@@ -43,8 +43,8 @@ LaunchTicket share_ticket(const MpiWorld& world, const Bytes& of_rank_0) {
         "rank 0 sent a ticket of another kind: is the same millrace on every host?");
   }
   if (ticket.tp * ticket.pp != world.size()) {
-    throw Error(ExitCode::kLayout, fmt::format("the layout needs {} ranks, but MPI has {}",
-                                       ticket.tp * ticket.pp, world.size()));
+    throw Error(ExitCode::kLayout, "the layout needs {} ranks, but MPI has {}",
+        ticket.tp * ticket.pp, world.size());
   }
   return ticket;
 }

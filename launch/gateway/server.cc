@@ -53,9 +53,9 @@ void Server::Impl::listen() {
       config.host, std::to_string(config.port), tcp::resolver::passive, error);
   if (error || found.empty())
     throw Error(ExitCode::kAddress,
-        fmt::format("The address \"{}\" is not known here ({}). Give --host an address of "
-                    "this machine, 127.0.0.1 or 0.0.0.0.",
-            config.host, error.message()));
+        "The address \"{}\" is not known here ({}). Give --host an address of "
+        "this machine, 127.0.0.1 or 0.0.0.0.",
+        config.host, error.message());
   const tcp::endpoint endpoint = *found.begin();
   acceptor.open(endpoint.protocol(), error);
   if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
@@ -63,12 +63,12 @@ void Server::Impl::listen() {
   if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
   if (error == asio::error::address_in_use)
     throw Error(ExitCode::kAddress,
-        fmt::format("Port {} on {} is in use. End the program that has it, or choose another "
-                    "with --port.",
-            config.port, config.host));
+        "Port {} on {} is in use. End the program that has it, or choose another "
+        "with --port.",
+        config.port, config.host);
   if (error)
-    throw Error(ExitCode::kAddress,
-        fmt::format("Cannot listen on {} port {}: {}.", config.host, config.port, error.message()));
+    throw Error(ExitCode::kAddress, "Cannot listen on {} port {}: {}.", config.host, config.port,
+        error.message());
   port = acceptor.local_endpoint().port();
 }
 

@@ -13,8 +13,8 @@ namespace millrace {
 
 void check_cuda(cudaError_t result, const char* what) {
   if (result == cudaSuccess) return;
-  throw Error(ExitCode::kWorkerLost, fmt::format("{}: CUDA says {} ({})", what,
-                                         cudaGetErrorString(result), cudaGetErrorName(result)));
+  throw Error(ExitCode::kWorkerLost, "{}: CUDA says {} ({})", what, cudaGetErrorString(result),
+      cudaGetErrorName(result));
 }
 
 namespace {
@@ -176,7 +176,6 @@ class CudaDeviceImpl final : public CudaDevice {
     const cudaError_t result = cudaGraphInstantiate(&executable, graph, 0);
     cudaGraphDestroy(graph);
     check_cuda(result, "cudaGraphInstantiate");
-    check_cuda(cudaGraphUpload(executable, stream_), "cudaGraphUpload");
     CHECK(graphs_.emplace(key, executable).second, "graph {} is captured twice", key);
   }
   bool replay(int64_t key) override {
@@ -203,9 +202,9 @@ class CudaDeviceImpl final : public CudaDevice {
     if (result == cudaErrorMemoryAllocation) {
       cudaGetLastError();  // not sticky: clears it
       throw Error(ExitCode::kOutOfMemory,
-          fmt::format("no {} for {} ({:.1f} MiB): free some, lower --max-model-len or "
-                      "--kv-cache-memory, or use more ranks",
-              kind, what, static_cast<double>(bytes) / (1 << 20)));
+          "no {} for {} ({:.1f} MiB): free some, lower --max-model-len or "
+          "--kv-cache-memory, or use more ranks",
+          kind, what, static_cast<double>(bytes) / (1 << 20));
     }
     check_cuda(result, "allocating memory");
   }
@@ -236,23 +235,23 @@ std::unique_ptr<CudaDevice> make_cuda_device(int index, DType act) {
   const cudaError_t result = cudaGetDeviceCount(&count);
   if (result != cudaSuccess) {
     throw Error(ExitCode::kLayout,
-        fmt::format("no NVIDIA GPU can be used here: {}; install a driver for CUDA {}.{} or newer, "
-                    "or use --device cpu",
-            cudaGetErrorString(result), CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10));
+        "no NVIDIA GPU can be used here: {}; install a driver for CUDA {}.{} or newer, "
+        "or use --device cpu",
+        cudaGetErrorString(result), CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
   }
   if (index < 0 || index >= count) {
     throw Error(ExitCode::kLayout,
-        fmt::format("this rank wants GPU {} of its host, which shows {}: start fewer ranks per "
-                    "host, or show more GPUs (CUDA_VISIBLE_DEVICES)",
-            index, count));
+        "this rank wants GPU {} of its host, which shows {}: start fewer ranks per "
+        "host, or show more GPUs (CUDA_VISIBLE_DEVICES)",
+        index, count);
   }
   cudaDeviceProp properties;
   check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
   if (properties.major < 8) {
     throw Error(ExitCode::kLayout,
-        fmt::format("GPU {} ({}) has compute capability {}.{}, 8.0 is the least that works: use "
-                    "another one (CUDA_VISIBLE_DEVICES), or --device cpu",
-            index, properties.name, properties.major, properties.minor));
+        "GPU {} ({}) has compute capability {}.{}, 8.0 is the least that works: use "
+        "another one (CUDA_VISIBLE_DEVICES), or --device cpu",
+        index, properties.name, properties.major, properties.minor);
   }
   return std::make_unique<CudaDeviceImpl>(index, act, properties);
 }

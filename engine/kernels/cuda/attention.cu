@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kPlanThreads)
   const int64_t wanted =
       (keys * num_kv_heads + kItemsPerWarp * warps - 1) / (int64_t{kItemsPerWarp} * warps);
   const int chunk = max(
-      2 * kDecodeKeys, static_cast<int>((wanted + kDecodeKeys - 1) / kDecodeKeys) * kDecodeKeys);
+      4 * kDecodeKeys, static_cast<int>((wanted + kDecodeKeys - 1) / kDecodeKeys) * kDecodeKeys);
   const int items = scan(
       batch.num_single, [&](int s) { return (keys_of(s) + chunk - 1) / chunk; },
       [&](int s, int before) { first_item[s] = before; });
@@ -145,6 +145,7 @@ AttentionArgs<T> make_args(const AttentionLimits& limits, const TensorView& q,
       .positions = batch.positions.data(),
       .block_tables = batch.block_tables.data(),
       .block_size = batch.block_size,
+      .block_shift = std::countr_zero(static_cast<uint32_t>(batch.block_size)),
       .num_heads = shape.num_heads,
       .num_kv_heads = shape.num_kv_heads,
       .head_dim = shape.head_dim,

@@ -34,7 +34,7 @@ struct AttentionArgs {
   const int32_t* cu_tokens;
   const int32_t* positions;
   const uint32_t* const* block_tables;
-  int32_t block_size, num_heads, num_kv_heads, head_dim, window;
+  int32_t block_size, block_shift, num_heads, num_kv_heads, head_dim, window;
   int32_t num_single, num_sequences;
   float scale_log2;  // of q·k, times log2(e)
   const AttentionPlan* plan;
@@ -71,22 +71,34 @@ __device__ __forceinline__ void wait_copies() {
 }
 
 // Starts copying keys [first, first + kKeys) of a sequence into k and v tiles; those from `end` on
-// become zeros. `thread` of `num_threads` take part.
-template <typename T, int D, int kKeys>
-__device__ __forceinline__ void load_tile(const AttentionArgs<T>& a, const uint32_t* table,
+// become zeros. `first` is a multiple of 16, and 16 keys of a head lie side by side in one block:
+// block_of(key) gives it. `thread` of `num_threads` take part.
+template <typename T, int D, int kKeys, typename BlockOf>
+__device__ __forceinline__ void load_tile(const AttentionArgs<T>& a, const BlockOf& block_of,
     int kv_head, int first, int end, T* k, T* v, int thread, int num_threads) {
   constexpr int kPacks = D / 8;
-  for (int i = thread; i < kKeys * kPacks; i += num_threads) {
-    const int row = i / kPacks, column = i % kPacks * 8;
-    const int key = first + row;
-    const bool inside = key < end;
-    int64_t from = 0;
-    if (inside) {
-      from = table[key / a.block_size] * a.block_stride +
-             (int64_t{kv_head} * a.block_size + key % a.block_size) * D + column;
+#pragma unroll
+  for (int part = 0; part < kKeys; part += 16) {
+    const int key = first + part;
+    if (key >= end && kKeys > 16) {  // whole parts beyond the end still must not hold NaN
+      for (int i = thread; i < 16 * kPacks; i += num_threads) {
+        T* const to = v + (part + i / kPacks) * kTileStride<D> + i % kPacks * 8;
+        copy_async(to, a.v, false);
+        copy_async(k + (to - v), a.k, false);
+      }
+      continue;
     }
-    copy_async(k + row * kTileStride<D> + column, a.k + from, inside);
-    copy_async(v + row * kTileStride<D> + column, a.v + from, inside);
+    const int64_t base = block_of(key) * a.block_stride +
+                         ((kv_head << a.block_shift) + (key & ((1 << a.block_shift) - 1))) * D;
+#pragma unroll
+    for (int i = thread; i < 16 * kPacks; i += num_threads) {
+      const int row = i / kPacks;
+      const int to = (part + row) * kTileStride<D> + i % kPacks * 8;
+      const bool inside = key + row < end;
+      const int64_t from = base + (inside ? i * 8 : 0);
+      copy_async(k + to, a.k + from, inside);
+      copy_async(v + to, a.v + from, inside);
+    }
   }
 }
 
@@ -108,14 +120,12 @@ template <typename T>
 __device__ __forceinline__ void mma_16x8(
     float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (std::is_same_v<T, __half>) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -126,6 +136,12 @@ template <typename T>
 __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
   const Pack<T, 2> pair{{from_float<T>(low), from_float<T>(high)}};
   return __builtin_bit_cast(uint32_t, pair);
+}
+
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 // A warp's 16 rows. In the fragments of mma, a thread of number 4 g + t holds rows g and g + 8.
@@ -151,26 +167,32 @@ struct WarpRows {
     }
   }
 
-  // Moves on by a tile of keys. begin, end: which of them rows g and g + 8 see.
-  template <int kKeys>
+  // Moves on by a tile of keys. begin, end: which of them rows g and g + 8 see. kHalves 1: there
+  // are no rows from 8 on.
+  template <int kKeys, int kHalves>
   __device__ void attend(const T* k, const T* v, float scale_log2, bool masked,
       const int (&begin)[2], const int (&end)[2]) {
     const int lane = threadIdx.x % 32, t = lane % 4;
     float s[kKeys / 8][4] = {};
+    // Steps outside, keys inside: products of different keys do not wait for each other.
 #pragma unroll
-    for (int n = 0; n < kKeys / 16; ++n) {
+    for (int step = 0; step < D / 16; ++step) {
+      uint32_t b[kKeys / 16][4];
 #pragma unroll
-      for (int step = 0; step < D / 16; ++step) {
+      for (int n = 0; n < kKeys / 16; ++n) {
         // Matrices by lane / 8: keys 0-7 and 8-15 (bit 1), columns 0-7 and 8-15 (bit 0).
-        uint32_t b[4];
-        load_matrices<false>(b, k + (16 * n + lane / 16 * 8 + lane % 8) * kTileStride<D> +
-                                    16 * step + lane / 8 % 2 * 8);
-        mma_16x8<T>(s[2 * n], q[step], b[0], b[1]);
-        mma_16x8<T>(s[2 * n + 1], q[step], b[2], b[3]);
+        load_matrices<false>(b[n], k + (16 * n + lane / 16 * 8 + lane % 8) * kTileStride<D> +
+                                       16 * step + lane / 8 % 2 * 8);
+      }
+#pragma unroll
+      for (int n = 0; n < kKeys / 16; ++n) {
+        mma_16x8<T>(s[2 * n], q[step], b[n][0], b[n][1]);
+        mma_16x8<T>(s[2 * n + 1], q[step], b[n][2], b[n][3]);
       }
     }
+    float rescale[2] = {1, 1};
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
+    for (int h = 0; h < kHalves; ++h) {
       float largest = max[h];
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) {
@@ -185,21 +207,24 @@ struct WarpRows {
       largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
       largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
       const float base = largest == -INFINITY ? 0 : largest;  // no key yet: all weights are 0
-      const float rescale = exp2f(max[h] - base);
+      rescale[h] = fast_exp2(max[h] - base);
       max[h] = largest;
-      weight[h] *= rescale;
-#pragma unroll
-      for (int i = 0; i < D / 8; ++i) {
-        sums[i][2 * h] *= rescale;
-        sums[i][2 * h + 1] *= rescale;
-      }
+      weight[h] *= rescale[h];
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          s[n][2 * h + j] = exp2f(s[n][2 * h + j] - base);
+          s[n][2 * h + j] = fast_exp2(s[n][2 * h + j] - base);
           weight[h] += s[n][2 * h + j];
         }
+      }
+    }
+    // Maxima settle soon: most tiles change none.
+    if (__any_sync(0xffffffffu, rescale[0] != 1 || rescale[1] != 1)) {
+#pragma unroll
+      for (int i = 0; i < D / 8; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2 * kHalves; ++j) sums[i][j] *= rescale[j / 2];
       }
     }
 #pragma unroll
@@ -207,14 +232,17 @@ struct WarpRows {
       const uint32_t p[4] = {pack_pair<T>(s[2 * n][0], s[2 * n][1]),
           pack_pair<T>(s[2 * n][2], s[2 * n][3]), pack_pair<T>(s[2 * n + 1][0], s[2 * n + 1][1]),
           pack_pair<T>(s[2 * n + 1][2], s[2 * n + 1][3])};
+      uint32_t b[D / 16][4];
 #pragma unroll
       for (int i = 0; i < D / 16; ++i) {
         // Matrices by lane / 8: keys 0-7 and 8-15 (bit 0), columns 0-7 and 8-15 (bit 1).
-        uint32_t b[4];
-        load_matrices<true>(b,
+        load_matrices<true>(b[i],
             v + (16 * n + lane / 8 % 2 * 8 + lane % 8) * kTileStride<D> + 16 * i + lane / 16 * 8);
-        mma_16x8<T>(sums[2 * i], p, b[0], b[1]);
-        mma_16x8<T>(sums[2 * i + 1], p, b[2], b[3]);
+      }
+#pragma unroll
+      for (int i = 0; i < D / 16; ++i) {
+        mma_16x8<T>(sums[2 * i], p, b[i][0], b[i][1]);
+        mma_16x8<T>(sums[2 * i + 1], p, b[i][2], b[i][3]);
       }
     }
   }

@@ -14,36 +14,48 @@ constexpr int kWarps = D <= 128 ? 8 : 4;
 template <int D>
 constexpr int kTileElements = kDecodeKeys* kTileStride<D>;
 
-// One item: keys [begin, end) of a sequence for one KV head.
-template <typename T, int D>
+// One item: keys [begin, end) of a sequence for one KV head. A block's number is read a tile before
+// its keys are asked for.
+template <typename T, int D, int kHalves>
 __device__ void attend_item(const AttentionArgs<T>& a, const uint32_t* table, int kv_head,
     int begin, int end, int oldest, T* tiles, WarpRows<T, D>& rows) {
   const int lane = threadIdx.x % 32;
-  const auto load = [&](int tile) {
+  const auto block_of = [&](int tile) {
+    const int key = begin + tile * kDecodeKeys;
+    return key < end ? table[key >> a.block_shift] : 0u;
+  };
+  uint32_t next_block = block_of(0);
+  const auto load = [&](int tile, int stage) {
     const int first = begin + tile * kDecodeKeys;
+    const uint32_t block = next_block;
+    next_block = block_of(tile + 1);
     if (first < end) {
-      T* k = tiles + tile % kStages * 2 * kTileElements<D>;
+      T* k = tiles + stage * 2 * kTileElements<D>;
       load_tile<T, D, kDecodeKeys>(
-          a, table, kv_head, first, end, k, k + kTileElements<D>, lane, 32);
+          a, [&](int) { return block; }, kv_head, first, end, k, k + kTileElements<D>, lane, 32);
     }
     commit_copies();
   };
   __syncwarp();  // all have read the former item's tiles
-  for (int tile = 0; tile < kStages - 1; ++tile) load(tile);
+#pragma unroll
+  for (int tile = 0; tile < kStages - 1; ++tile) load(tile, tile);
+  int stage = 0;
   for (int tile = 0; begin + tile * kDecodeKeys < end; ++tile) {
     wait_copies<kStages - 2>();
     __syncwarp();
-    load(tile + kStages - 1);  // over the tile that all have read by now
+    // Over the tile that all have read by now.
+    load(tile + kStages - 1, stage == 0 ? kStages - 1 : stage - 1);
     const int first = begin + tile * kDecodeKeys;
-    const T* k = tiles + tile % kStages * 2 * kTileElements<D>;
+    const T* k = tiles + stage * 2 * kTileElements<D>;
     const bool masked = first + kDecodeKeys > end || first < oldest;
-    rows.template attend<kDecodeKeys>(k, k + kTileElements<D>, a.scale_log2, masked,
+    rows.template attend<kDecodeKeys, kHalves>(k, k + kTileElements<D>, a.scale_log2, masked,
         {oldest - first, oldest - first}, {end - first, end - first});
+    stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   wait_copies<0>();
 }
 
-template <typename T, int D>
+template <typename T, int D, int kHalves>
 __global__ void __launch_bounds__(32 * kWarps<D>) decode_kernel(AttentionArgs<T> a) {
   extern __shared__ uint4 shared[];
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -69,12 +81,12 @@ __global__ void __launch_bounds__(32 * kWarps<D>) decode_kernel(AttentionArgs<T>
     }
     WarpRows<T, D> rows;
     rows.load_q(q_rows);
-    attend_item<T, D>(a, a.block_tables[low], kv_head, begin, min(begin + chunk, position + 1),
-        oldest, tiles, rows);
+    attend_item<T, D, kHalves>(a, a.block_tables[low], kv_head, begin,
+        min(begin + chunk, position + 1), oldest, tiles, rows);
     rows.finish();
     const bool whole = a.first_item[low + 1] - a.first_item[low] == 1;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
+    for (int h = 0; h < kHalves; ++h) {
       const int row = g + 8 * h;
       if (row >= group) continue;
       if (whole) {
@@ -110,6 +122,7 @@ __global__ void combine_kernel(AttentionArgs<T> a) {
   max = warp_reduce(max, Max());
   constexpr int kEach = (D + 31) / 32;
   float sums[kEach] = {}, weight = 0;
+#pragma unroll 8
   for (int item = 0; item < count; ++item) {
     const float* from = partial(item);
     const float factor = exp2f(from[D] - max);
@@ -135,10 +148,11 @@ void decode_attention(const AttentionArgs<T>& args, int num_sms, cudaStream_t st
   dispatch_head_dim(args.head_dim, [&]<int D>() {
     constexpr int kShared =
         kWarps<D> * kStages * 2 * kTileElements<D> * static_cast<int>(sizeof(T));
-    check_cuda(cudaFuncSetAttribute(
-                   decode_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
+    void (*const kernel)(AttentionArgs<T>) =
+        args.num_heads / args.num_kv_heads <= 8 ? &decode_kernel<T, D, 1> : &decode_kernel<T, D, 2>;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory of attention");
-    decode_kernel<T, D><<<static_cast<unsigned>(num_sms), 32 * kWarps<D>, kShared, stream>>>(args);
+    kernel<<<static_cast<unsigned>(num_sms), 32 * kWarps<D>, kShared, stream>>>(args);
     const int rows = args.num_single * args.num_heads;
     combine_kernel<T, D><<<static_cast<unsigned>((rows + 7) / 8), 256, 0, stream>>>(args);
   });

@@ -10,12 +10,14 @@ constexpr int kWarps = kPrefillRows / 16;
 constexpr int kThreads = 32 * kWarps;
 
 template <int D>
+constexpr int kStages = D <= 128 ? 3 : 2;
+template <int D>
 constexpr int kTileElements = kPrefillKeys* kTileStride<D>;
 
 template <typename T, int D>
 __global__ void __launch_bounds__(kThreads) prefill_kernel(AttentionArgs<T> a) {
   extern __shared__ uint4 shared[];
-  T* const tiles = reinterpret_cast<T*>(shared);  // k, v of two stages
+  T* const tiles = reinterpret_cast<T*>(shared);  // k, v of each stage
   // The last tiles have the most keys: they begin first.
   const int index = a.plan->num_tiles - 1 - static_cast<int>(blockIdx.x);
   if (index < 0) return;
@@ -53,7 +55,8 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(AttentionArgs<T> a) {
     if (first < end) {
       T* k = tiles + 2 * stage * kTileElements<D>;
       load_tile<T, D, kPrefillKeys>(
-          a, table, kv_head, first, end, k, k + kTileElements<D>, threadIdx.x, kThreads);
+          a, [&](int key) { return table[key >> a.block_shift]; }, kv_head, first, end, k,
+          k + kTileElements<D>, threadIdx.x, kThreads);
     }
     commit_copies();
   };
@@ -62,19 +65,21 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(AttentionArgs<T> a) {
   const int warp_begin = a.first_key(first_position + warp_first / group);
   const int warp_low = first_position + warp_first / group;
   const int warp_high = first_position + min(warp_first + 15, num_rows - 1) / group;
-  load(begin, 0);
-  for (int first = begin, stage = 0; first < end; first += kPrefillKeys, stage ^= 1) {
-    load(first + kPrefillKeys, stage ^ 1);
-    wait_copies<1>();
-    __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kStages<D> - 1; ++i) load(begin + i * kPrefillKeys, i);
+  for (int first = begin, stage = 0; first < end; first += kPrefillKeys) {
+    wait_copies<kStages<D> - 2>();
+    __syncthreads();  // the tile is there, and all have read the one before
+    const int free = stage == 0 ? kStages<D> - 1 : stage - 1;
+    load(first + (kStages<D> - 1) * kPrefillKeys, free);
     if (first <= warp_high && first + kPrefillKeys > warp_begin && warp_first < num_rows) {
       const T* k = tiles + 2 * stage * kTileElements<D>;
       const bool masked = first + kPrefillKeys > warp_low + 1 || first < a.first_key(warp_high);
-      rows.template attend<kPrefillKeys>(k, k + kTileElements<D>, a.scale_log2, masked,
+      rows.template attend<kPrefillKeys, 2>(k, k + kTileElements<D>, a.scale_log2, masked,
           {oldest[0] - first, oldest[1] - first},
           {position[0] + 1 - first, position[1] + 1 - first});
     }
-    __syncthreads();
+    stage = stage + 1 == kStages<D> ? 0 : stage + 1;
   }
   wait_copies<0>();
   rows.finish();
@@ -89,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(AttentionArgs<T> a) {
 template <typename T>
 void prefill_attention(const AttentionArgs<T>& args, int max_tiles, cudaStream_t stream) {
   dispatch_head_dim(args.head_dim, [&]<int D>() {
-    constexpr int kShared = 4 * kTileElements<D> * static_cast<int>(sizeof(T));
+    constexpr int kShared = 2 * kStages<D> * kTileElements<D> * static_cast<int>(sizeof(T));
     check_cuda(cudaFuncSetAttribute(
                    prefill_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory of attention");

@@ -29,8 +29,7 @@ constexpr int kCacheVersion = 1;
 
 void check_cublas(cublasStatus_t result, const char* what) {
   if (result == CUBLAS_STATUS_SUCCESS) return;
-  throw Error(ExitCode::kWorkerLost,
-      fmt::format("{}: cuBLASLt says {}", what, cublasLtGetStatusString(result)));
+  throw Error(ExitCode::kWorkerLost, "{}: cuBLASLt says {}", what, cublasLtGetStatusString(result));
 }
 
 cudaDataType_t cuda_type(DType dtype) {
@@ -221,9 +220,8 @@ std::vector<Plan> Gemm::Impl::heuristics(Problem& p, int count) const {
   }
   if (plans.empty()) {
     throw Error(ExitCode::kWorkerLost,
-        fmt::format("cuBLASLt has no way to multiply {} [{}, {}] by [{}, {}] ({})",
-            dtype_info(p.x.dtype).name, p.x.rows(), p.shape.k, p.shape.n, p.shape.k,
-            cublasLtGetStatusString(status)));
+        "cuBLASLt has no way to multiply {} [{}, {}] by [{}, {}] ({})", dtype_info(p.x.dtype).name,
+        p.x.rows(), p.shape.k, p.shape.n, p.shape.k, cublasLtGetStatusString(status));
   }
   return plans;
 }
