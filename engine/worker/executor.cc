@@ -116,7 +116,8 @@ void Executor::warm_up() {
 void Executor::run(const StepPlan& plan, std::atomic<uint64_t>& progress) {
   Flight& flight = this->flight(plan.sequence);
   const int lane = static_cast<int>(plan.sequence % static_cast<uint64_t>(topology_.num_lanes()));
-  while (results_taken_.load() + flights_.size() <= plan.sequence) {
+  // A flight is used again only when the result after its own, which looks at its end, is taken.
+  while (results_taken_.load() + flights_.size() <= plan.sequence + 1) {
     std::this_thread::sleep_for(std::chrono::microseconds(10));
   }
   flight.sequence = plan.sequence;

@@ -40,7 +40,7 @@ class Executor {
 
   // Of run() number n (from 0 on; spacer plans count): whether its work is done, and what came of
   // it, with rows on the last stage only. Any one thread, for each n in order; a run() waits when
-  // it is L + 1 results ahead.
+  // it is L results ahead.
   bool done(uint64_t n);
   StepResult result(uint64_t n);
 
