@@ -53,6 +53,12 @@ const CudaPlugin* cuda_plugin(std::string* why) {
   static std::string reason;
   static const CudaPlugin* const plugin = []() -> const CudaPlugin* {
     std::error_code code;
+    // Loading takes a while where there is nothing to find.
+    if (!std::filesystem::exists("/dev/nvidiactl", code) &&
+        !std::filesystem::exists("/dev/dxg", code)) {
+      reason = "this machine has no NVIDIA GPU, or no driver for it";
+      return nullptr;
+    }
     const auto folder = std::filesystem::read_symlink("/proc/self/exe", code).parent_path();
     void* library = dlopen((folder / "libmillrace_cuda.so").c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
