@@ -59,6 +59,7 @@ __device__ int scan(int count, const Value& value, const Store& store) {
 __global__ void __launch_bounds__(kPlanThreads)
     plan_kernel(BatchView batch, int num_sequences, int group, int num_kv_heads, int window,
         int warps, AttentionPlan* plan, int32_t* first_item, int2* tiles) {
+  begin_kernel();
   const int32_t* positions = batch.positions.data();
   const int32_t* cu_tokens = batch.cu_tokens.data();
   const auto keys_of = [&](int s) {
@@ -95,6 +96,7 @@ __global__ void __launch_bounds__(kPlanThreads)
 // One warp a (token, head), key by key: any dtype and head size.
 template <typename T>
 __global__ void plain_kernel(AttentionArgs<T> a, int num_tokens) {
+  begin_kernel();
   const int64_t row = int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32;
   const int token = static_cast<int>(row / a.num_heads), head = static_cast<int>(row % a.num_heads);
   if (token >= num_tokens) return;
@@ -169,12 +171,11 @@ void plan_attention(
   if (!on_tensor_cores(limits.act, shape)) return;
   const Layout layout(limits);
   auto* base = static_cast<uint8_t*>(workspace);
-  plan_kernel<<<1, kPlanThreads, 0, stream>>>(batch, batch.num_sequences(),
+  launch("plan_attention", plan_kernel, 1, kPlanThreads, 0, stream, batch, batch.num_sequences(),
       shape.num_heads / shape.num_kv_heads, shape.num_kv_heads, shape.window,
       decode_warps(shape.head_dim, limits.num_sms), reinterpret_cast<AttentionPlan*>(base),
       reinterpret_cast<int32_t*>(base + layout.first_item),
       reinterpret_cast<int2*>(base + layout.tiles));
-  check_cuda(cudaGetLastError(), "plan_attention");
 }
 
 void attention(const AttentionLimits& limits, const TensorView& q, const KvCacheView& cache,
@@ -199,9 +200,8 @@ void attention(const AttentionLimits& limits, const TensorView& q, const KvCache
     }
     CHECK(shape.head_dim <= kMaxPlainDim, "heads of {}", shape.head_dim);
     const int64_t warps = int64_t{batch.num_tokens} * shape.num_heads;
-    plain_kernel<T>
-        <<<static_cast<unsigned>((warps + 7) / 8), 256, 0, stream>>>(args, batch.num_tokens);
-    check_cuda(cudaGetLastError(), "plain attention");
+    launch("plain attention", plain_kernel<T>, static_cast<unsigned>((warps + 7) / 8), 256, 0,
+        stream, args, batch.num_tokens);
   });
 }
 

@@ -5,8 +5,8 @@
 
 #include <cuda_runtime.h>
 
-#include "engine/core/cuda/cuda_device.h"
 #include "engine/kernels/cuda/kernels.h"
+#include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/math.cuh"
 
 namespace millrace::cuda {
@@ -71,31 +71,29 @@ __device__ __forceinline__ void wait_copies() {
 }
 
 // Starts copying keys [first, first + kKeys) of a sequence into k and v tiles; those from `end` on
-// become zeros. `first` is a multiple of 16, and 16 keys of a head lie side by side in one block:
-// block_of(key) gives it. `thread` of `num_threads` take part.
-template <typename T, int D, int kKeys, typename BlockOf>
+// become zeros. `first` is a multiple of 16 below `end`, and 16 keys of a head lie side by side in
+// one block: block_of(key) gives it. Called by kThreads threads, of which this is `thread`.
+template <typename T, int D, int kKeys, int kThreads, typename BlockOf>
 __device__ __forceinline__ void load_tile(const AttentionArgs<T>& a, const BlockOf& block_of,
-    int kv_head, int first, int end, T* k, T* v, int thread, int num_threads) {
-  constexpr int kPacks = D / 8;
+    int kv_head, int first, int end, T* k, T* v, int thread) {
+  constexpr int kPacks = D / 8, kParts = kKeys / 16;
+  int64_t base[kParts];  // of all parts first: their loads do not wait for each other
 #pragma unroll
-  for (int part = 0; part < kKeys; part += 16) {
-    const int key = first + part;
-    if (key >= end && kKeys > 16) {  // whole parts beyond the end still must not hold NaN
-      for (int i = thread; i < 16 * kPacks; i += num_threads) {
-        T* const to = v + (part + i / kPacks) * kTileStride<D> + i % kPacks * 8;
-        copy_async(to, a.v, false);
-        copy_async(k + (to - v), a.k, false);
-      }
-      continue;
-    }
-    const int64_t base = block_of(key) * a.block_stride +
-                         ((kv_head << a.block_shift) + (key & ((1 << a.block_shift) - 1))) * D;
+  for (int part = 0; part < kParts; ++part) {
+    const int key = first + 16 * part < end ? first + 16 * part : first;
+    base[part] = block_of(key) * a.block_stride +
+                 ((kv_head << a.block_shift) + (key & ((1 << a.block_shift) - 1))) * D;
+  }
 #pragma unroll
-    for (int i = thread; i < 16 * kPacks; i += num_threads) {
-      const int row = i / kPacks;
-      const int to = (part + row) * kTileStride<D> + i % kPacks * 8;
-      const bool inside = key + row < end;
-      const int64_t from = base + (inside ? i * 8 : 0);
+  for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+    for (int turn = 0; turn < (16 * kPacks + kThreads - 1) / kThreads; ++turn) {
+      const int i = thread + turn * kThreads;
+      if (16 * kPacks % kThreads != 0 && i >= 16 * kPacks) break;
+      const int row = 16 * part + i / kPacks;
+      const int to = row * kTileStride<D> + i % kPacks * 8;
+      const bool inside = first + row < end;
+      const int64_t from = base[part] + (inside ? i * 8 : 0);
       copy_async(k + to, a.k + from, inside);
       copy_async(v + to, a.v + from, inside);
     }

@@ -31,8 +31,8 @@ __device__ void attend_item(const AttentionArgs<T>& a, const uint32_t* table, in
     next_block = block_of(tile + 1);
     if (first < end) {
       T* k = tiles + stage * 2 * kTileElements<D>;
-      load_tile<T, D, kDecodeKeys>(
-          a, [&](int) { return block; }, kv_head, first, end, k, k + kTileElements<D>, lane, 32);
+      load_tile<T, D, kDecodeKeys, 32>(
+          a, [&](int) { return block; }, kv_head, first, end, k, k + kTileElements<D>, lane);
     }
     commit_copies();
   };
@@ -57,6 +57,7 @@ __device__ void attend_item(const AttentionArgs<T>& a, const uint32_t* table, in
 
 template <typename T, int D, int kHalves>
 __global__ void __launch_bounds__(32 * kWarps<D>) decode_kernel(AttentionArgs<T> a) {
+  begin_kernel();
   extern __shared__ uint4 shared[];
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   T* const tiles = reinterpret_cast<T*>(shared) + warp * kStages * 2 * kTileElements<D>;
@@ -107,6 +108,7 @@ __global__ void __launch_bounds__(32 * kWarps<D>) decode_kernel(AttentionArgs<T>
 // One warp a (sequence, head): sums of its items, in order.
 template <typename T, int D>
 __global__ void combine_kernel(AttentionArgs<T> a) {
+  begin_kernel();
   const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
   const int sequence = row / a.num_heads, head = row % a.num_heads;
   if (sequence >= a.num_single) return;
@@ -152,11 +154,12 @@ void decode_attention(const AttentionArgs<T>& args, int num_sms, cudaStream_t st
         args.num_heads / args.num_kv_heads <= 8 ? &decode_kernel<T, D, 1> : &decode_kernel<T, D, 2>;
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory of attention");
-    kernel<<<static_cast<unsigned>(num_sms), 32 * kWarps<D>, kShared, stream>>>(args);
+    launch("decode attention", kernel, static_cast<unsigned>(num_sms), 32 * kWarps<D>, kShared,
+        stream, args);
     const int rows = args.num_single * args.num_heads;
-    combine_kernel<T, D><<<static_cast<unsigned>((rows + 7) / 8), 256, 0, stream>>>(args);
+    launch("combining decode attention", combine_kernel<T, D>,
+        static_cast<unsigned>((rows + 7) / 8), 256, 0, stream, args);
   });
-  check_cuda(cudaGetLastError(), "decode attention");
 }
 template void decode_attention(const AttentionArgs<__half>&, int, cudaStream_t);
 template void decode_attention(const AttentionArgs<__nv_bfloat16>&, int, cudaStream_t);

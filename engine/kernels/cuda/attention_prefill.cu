@@ -16,6 +16,7 @@ constexpr int kTileElements = kPrefillKeys* kTileStride<D>;
 
 template <typename T, int D>
 __global__ void __launch_bounds__(kThreads) prefill_kernel(AttentionArgs<T> a) {
+  begin_kernel();
   extern __shared__ uint4 shared[];
   T* const tiles = reinterpret_cast<T*>(shared);  // k, v of each stage
   // The last tiles have the most keys: they begin first.
@@ -54,9 +55,9 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(AttentionArgs<T> a) {
   const auto load = [&](int first, int stage) {
     if (first < end) {
       T* k = tiles + 2 * stage * kTileElements<D>;
-      load_tile<T, D, kPrefillKeys>(
+      load_tile<T, D, kPrefillKeys, kThreads>(
           a, [&](int key) { return table[key >> a.block_shift]; }, kv_head, first, end, k,
-          k + kTileElements<D>, threadIdx.x, kThreads);
+          k + kTileElements<D>, threadIdx.x);
     }
     commit_copies();
   };
@@ -99,9 +100,8 @@ void prefill_attention(const AttentionArgs<T>& args, int max_tiles, cudaStream_t
                    prefill_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory of attention");
     const dim3 grid(static_cast<unsigned>(max_tiles), static_cast<unsigned>(args.num_kv_heads));
-    prefill_kernel<T, D><<<grid, kThreads, kShared, stream>>>(args);
+    launch("prefill attention", prefill_kernel<T, D>, grid, kThreads, kShared, stream, args);
   });
-  check_cuda(cudaGetLastError(), "prefill attention");
 }
 template void prefill_attention(const AttentionArgs<__half>&, int, cudaStream_t);
 template void prefill_attention(const AttentionArgs<__nv_bfloat16>&, int, cudaStream_t);

@@ -8,8 +8,8 @@
 // k in turn and are summed in warp order: the same bits at every run.
 #include <algorithm>
 
-#include "engine/core/cuda/cuda_device.h"
 #include "engine/kernels/cuda/gemm.h"
+#include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/math.cuh"
 
 namespace millrace::cuda {
@@ -30,7 +30,8 @@ struct SkinnyArgs {
 };
 
 // 16 bytes, or zeros where `inside` is false: a predicate, so that loads stand side by side without
-// branches. Weights pass once and stay out of L1, where x lives.
+// branches. Weights pass once and stay out of L1, where x lives; x is no constant of the launch,
+// which begins before x is there.
 __device__ __forceinline__ uint4 load_weights(const void* from, bool inside) {
   uint4 v{};
   asm volatile(
@@ -44,9 +45,10 @@ __device__ __forceinline__ uint4 load_cached(const void* from, bool inside) {
   uint4 v{};
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %5, 0;\n"
-      "@p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];}"
+      "@p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];}"
       : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
-      : "l"(from), "r"(static_cast<int>(inside)));
+      : "l"(from), "r"(static_cast<int>(inside))
+      : "memory");
   return v;
 }
 
@@ -88,20 +90,30 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) skinny_kernel(SkinnyArgs<T,
   const T* x_rows[kXTiles];
 #pragma unroll
   for (int i = 0; i < kXTiles; ++i) x_rows[i] = args.x + (8 * i + g) * args.ldx + 8 * t;
-  const auto load = [&](int chunk, Fragments& to) {
+  const auto load_w = [&](int chunk, Fragments& to) {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const int k = chunk * kChunk + 32 * s;
-      const bool inside = k + 8 * t < args.k;  // k is a multiple of 8
 #pragma unroll
       for (int i = 0; i < 2 * kWTiles; ++i) {
-        to.w[s][i] = load_weights(w_rows[i] + k, inside);
-      }
-#pragma unroll
-      for (int i = 0; i < kXTiles; ++i) {
-        to.x[s][i] = load_cached(x_rows[i] + k, inside && 8 * i + g < args.m);
+        to.w[s][i] = load_weights(w_rows[i] + k, k + 8 * t < args.k);  // k is a multiple of 8
       }
     }
+  };
+  const auto load_x = [&](int chunk, Fragments& to) {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int k = chunk * kChunk + 32 * s;
+#pragma unroll
+      for (int i = 0; i < kXTiles; ++i) {
+        to.x[s][i] = load_cached(x_rows[i] + k, k + 8 * t < args.k && 8 * i + g < args.m);
+      }
+    }
+  };
+  const auto load = [&](int chunk, Fragments& to) {
+    if (chunk * kChunk >= args.k) return;
+    load_w(chunk, to);
+    load_x(chunk, to);
   };
   float sums[kXTiles][kWTiles][4] = {};
   const auto multiply = [&](const Fragments& from) {
@@ -121,13 +133,18 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) skinny_kernel(SkinnyArgs<T,
 
   const int chunks = (args.k + kChunk - 1) / kChunk;
   Fragments even, odd;
-  if (warp < chunks) load(warp, even);
+  admit_next();
+  if (warp < chunks) load_w(warp, even);
+  if (warp + num_warps < chunks) load_w(warp + num_warps, odd);
+  wait_for_inputs();
+  if (warp < chunks) load_x(warp, even);
+  if (warp + num_warps < chunks) load_x(warp + num_warps, odd);
   for (int c = warp; c < chunks; c += 2 * num_warps) {
-    if (c + num_warps < chunks) load(c + num_warps, odd);
     multiply(even);
     if (c + num_warps >= chunks) break;
-    if (c + 2 * num_warps < chunks) load(c + 2 * num_warps, even);
+    load(c + 2 * num_warps, even);
     multiply(odd);
+    load(c + 3 * num_warps, odd);
   }
 
   // [warp][row of x][row of w]; the padding spreads the stores below over all banks.
@@ -160,21 +177,23 @@ void launch_skinny(const TensorView& x, const TensorView& w, const TensorView& b
   const SkinnyArgs<T, Out> args{x.as<T>(), w.as<T>(), bias.as<T>(), out.as<Out>(), width(x),
       width(w), width(out), static_cast<int>(x.rows()), static_cast<int>(w.rows()),
       static_cast<int>(w.cols())};
-  const auto blocks = [&](int rows) { return static_cast<unsigned>((args.n + rows - 1) / rows); };
-  constexpr int kThreads = 32 * kMaxWarps;
+  const auto start = [&](auto* kernel, int rows) {
+    launch("skinny_gemm", kernel, static_cast<unsigned>((args.n + rows - 1) / rows), 32 * kMaxWarps,
+        0, stream, args);
+  };
   // More rows of x want more rows of w per load of x.
   if (args.m <= 4) {
-    skinny_kernel<T, Out, 1, 1, 4><<<blocks(16), kThreads, 0, stream>>>(args);
+    start(skinny_kernel<T, Out, 1, 1, 4>, 16);
   } else if (args.m <= 8) {
-    skinny_kernel<T, Out, 1, 2, 2><<<blocks(32), kThreads, 0, stream>>>(args);
+    start(skinny_kernel<T, Out, 1, 2, 2>, 32);
   } else {
-    skinny_kernel<T, Out, 2, 2, 1><<<blocks(32), kThreads, 0, stream>>>(args);
+    start(skinny_kernel<T, Out, 2, 2, 1>, 32);
   }
-  check_cuda(cudaGetLastError(), "skinny_gemm");
 }
 
 template <typename T, typename Out>
 __global__ void fill_rows_kernel(const T* row, Out* out, int64_t ldo, int n) {
+  begin_kernel();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < n) out[blockIdx.y * ldo + i] = from_float<Out>(to_float(row[i]));
 }
@@ -209,10 +228,9 @@ void fill_rows(const TensorView& row, const TensorView& out, cudaStream_t stream
   const auto n = static_cast<int>(out.cols());
   const dim3 grid(static_cast<unsigned>((n + 255) / 256), static_cast<unsigned>(out.rows()));
   dispatch_types(row.dtype, out.dtype, [&]<typename T, typename Out>() {
-    fill_rows_kernel<<<grid, 256, 0, stream>>>(
-        row.as<T>(), out.as<Out>(), out.stride / static_cast<int64_t>(sizeof(Out)), n);
+    launch("fill_rows", fill_rows_kernel<T, Out>, grid, 256, 0, stream, row.as<T>(),
+        out.as<Out>(), out.stride / static_cast<int64_t>(sizeof(Out)), n);
   });
-  check_cuda(cudaGetLastError(), "fill_rows");
 }
 
 }  // namespace millrace::cuda

@@ -2,8 +2,8 @@
 // bytes a thread and access, fp32 in between.
 #include <algorithm>
 
-#include "engine/core/cuda/cuda_device.h"
 #include "engine/kernels/cuda/kernels.h"
+#include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/math.cuh"
 
 namespace millrace::cuda {
@@ -29,8 +29,9 @@ unsigned threads_for(int64_t items, int64_t most) {
 
 // out[i] = from[indices[i] - first], or zeros outside its rows; `width` words a row.
 template <typename Word>
-__global__ void copy_rows(const int32_t* indices, int64_t first, Rows<const Word> from,
+__global__ void copy_rows_kernel(const int32_t* indices, int64_t first, Rows<const Word> from,
     int64_t num_rows, Rows<Word> out, int64_t width) {
+  begin_kernel();
   const int64_t row = indices[blockIdx.x] - first;
   const bool inside = row >= 0 && row < num_rows;
   for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
@@ -44,13 +45,13 @@ void copy_rows(std::span<const int32_t> indices, int64_t first, const TensorView
       "{} of {} to {} of {}", from.cols(), dtype_info(from.dtype).name, out.cols(),
       dtype_info(out.dtype).name);
   if (indices.empty()) return;
-  const auto launch = [&]<typename Word>() {
+  const auto copy = [&]<typename Word>() {
     const int64_t width = dtype_bytes(from.dtype, from.cols()) / static_cast<int64_t>(sizeof(Word));
-    copy_rows<Word><<<static_cast<unsigned>(indices.size()), threads_for(width, 512), 0, stream>>>(
-        indices.data(), first, Rows<const Word>(from), from.rows(), Rows<Word>(out), width);
+    launch("copying rows", copy_rows_kernel<Word>, static_cast<unsigned>(indices.size()),
+        threads_for(width, 512), 0, stream, indices.data(), first, Rows<const Word>(from),
+        from.rows(), Rows<Word>(out), width);
   };
-  in_packs(from, out) ? launch.operator()<uint4>() : launch.operator()<uint16_t>();
-  check_cuda(cudaGetLastError(), "copying rows");
+  in_packs(from, out) ? copy.operator()<uint4>() : copy.operator()<uint16_t>();
 }
 
 constexpr int kNormThreads = 1024;
@@ -60,12 +61,14 @@ constexpr int kNormThreads = 1024;
 template <typename T, int N>
 __global__ void __launch_bounds__(kNormThreads) add_rms_norm_kernel(
     Rows<const T> x, Rows<T> residual, const float* weight, float eps, Rows<T> out, int64_t cols) {
-  const T* from = x[blockIdx.x];
-  T* sum = residual.data == nullptr ? nullptr : residual[blockIdx.x];
   const int64_t begin = int64_t{threadIdx.x} * N;
   const int64_t step = int64_t{blockDim.x} * N;
+  admit_next();
   float held[N], scale[N];
   if (begin < cols) load_floats(weight + begin, scale);
+  wait_for_inputs();
+  const T* from = x[blockIdx.x];
+  T* sum = residual.data == nullptr ? nullptr : residual[blockIdx.x];
   float squares = 0;
   for (int64_t i = begin; i < cols; i += step) {
     float v[N], r[N];
@@ -94,6 +97,7 @@ __global__ void __launch_bounds__(kNormThreads) add_rms_norm_kernel(
 template <typename T, int N, bool kInterleaved>
 __global__ void rope_kernel(Rows<T> q, Rows<const T> k, Rows<const T> v, Rows<const float> cos_sin,
     AttentionShape shape, BatchView batch, Rows<T> k_cache, Rows<T> v_cache) {
+  begin_kernel();
   const int32_t token = static_cast<int32_t>(blockIdx.x);
   const int32_t half = shape.head_dim / 2;
   const int32_t pair = static_cast<int32_t>(threadIdx.x) * N;
@@ -142,6 +146,7 @@ struct SiluMul {
 // out = op(a, b); gridDim.y blocks share a row.
 template <typename T, int N, typename Op>
 __global__ void combine_kernel(Rows<const T> a, Rows<const T> b, Rows<T> out, int64_t cols, Op op) {
+  begin_kernel();
   const int64_t step = int64_t{gridDim.y} * blockDim.x * N;
   for (int64_t i = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * N; i < cols; i += step) {
     float x[N], y[N];
@@ -165,11 +170,10 @@ void combine(
       const int64_t packs_each = out.rows() < 256 ? 1 : 4;
       const dim3 grid(
           static_cast<unsigned>(out.rows()), ceil_div(out.cols(), kThreads * packs_each * N));
-      combine_kernel<T, N><<<grid, kThreads, 0, stream>>>(
+      launch("combining rows", combine_kernel<T, N, Op>, grid, kThreads, 0, stream,
           Rows<const T>(a), Rows<const T>(b), Rows<T>(out), out.cols(), op);
     });
   });
-  check_cuda(cudaGetLastError(), "combining rows");
 }
 
 // Eight loads in flight per thread; the sum keeps them from being left out.
@@ -211,13 +215,11 @@ void add_rms_norm(const TensorView& x, const TensorView& residual, const TensorV
                        reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
   dispatch_act(x.dtype, [&]<typename T>() {
     dispatch_packs<T>(aligned, [&]<int N>() {
-      add_rms_norm_kernel<T, N>
-          <<<static_cast<unsigned>(x.rows()), threads_for(x.cols() / N, kNormThreads), 0, stream>>>(
-              Rows<const T>(x), Rows<T>(adds ? residual : TensorView()), weight.as<float>(), eps,
-              Rows<T>(out), x.cols());
+      launch("add_rms_norm", add_rms_norm_kernel<T, N>, static_cast<unsigned>(x.rows()),
+          threads_for(x.cols() / N, kNormThreads), 0, stream, Rows<const T>(x),
+          Rows<T>(adds ? residual : TensorView()), weight.as<float>(), eps, Rows<T>(out), x.cols());
     });
   });
-  check_cuda(cudaGetLastError(), "add_rms_norm");
 }
 
 void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,
@@ -238,12 +240,11 @@ void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v
       const int64_t turns = ceil_div(heads, std::max<int64_t>(1, most / width));
       const dim3 block(static_cast<unsigned>(width), ceil_div(heads, turns));
       auto* kernel = rope.interleaved ? rope_kernel<T, N, true> : rope_kernel<T, N, false>;
-      kernel<<<static_cast<unsigned>(batch.num_tokens), block, 0, stream>>>(Rows<T>(q),
-          Rows<const T>(k), Rows<const T>(v), Rows<const float>(table), shape, batch,
+      launch("rope_kv_write", kernel, static_cast<unsigned>(batch.num_tokens), block, 0, stream,
+          Rows<T>(q), Rows<const T>(k), Rows<const T>(v), Rows<const float>(table), shape, batch,
           Rows<T>(cache.k), Rows<T>(cache.v));
     });
   });
-  check_cuda(cudaGetLastError(), "rope_kv_write");
 }
 
 void silu_mul(

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <cfloat>
 
-#include "engine/core/cuda/cuda_device.h"
 #include "engine/kernels/cpu/philox.h"
 #include "engine/kernels/cuda/kernels.h"
+#include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/math.cuh"
 #include "engine/kernels/cuda/select.cuh"
 
@@ -128,6 +128,7 @@ __device__ Scan merge(Scan s, float factor) {
 
 __global__ void __launch_bounds__(kScanThreads) scan_kernel(
     const float* logits, int64_t stride, int32_t size, const SampleRow* rows, Scan* scans) {
+  begin_kernel();
   const SampleRow& row = rows[blockIdx.y];
   const SamplingParams& p = *row.params;
   const bool noisy = p.temperature > 0 && !is_filtered(p, size) && !p.has_penalties();
@@ -246,6 +247,7 @@ __device__ float without_penalties(float logit, int32_t token, const SampleRow& 
 __global__ void __launch_bounds__(kThreads)
     finish_kernel(float* all_logits, int64_t stride, int32_t size, const SampleRow* rows,
         const Scan* scans, int32_t splits, SampledRow* results, int32_t* ids) {
+  begin_kernel();
   extern __shared__ uint4 list_memory[];  // kListBytes
   __shared__ uint64_t bins[kBins];
   auto* list = reinterpret_cast<Listed*>(list_memory);
@@ -307,12 +309,10 @@ void sample(const TensorView& logits, std::span<const SampleRow> rows, SampledRo
   const auto splits =
       std::clamp<int64_t>(1024 / num_rows, 1, std::min<int64_t>(kMaxSplits, (size + 2047) / 2048));
   auto* scans = static_cast<Scan*>(workspace);
-  scan_kernel<<<dim3(static_cast<unsigned>(splits), num_rows), kScanThreads, 0, stream>>>(
-      logits.as<float>(), logits.stride / 4, size, rows.data(), scans);
-  check_cuda(cudaGetLastError(), "scanning logits");
-  finish_kernel<<<num_rows, kThreads, kListBytes, stream>>>(logits.as<float>(), logits.stride / 4,
-      size, rows.data(), scans, static_cast<int32_t>(splits), results, ids);
-  check_cuda(cudaGetLastError(), "sampling");
+  launch("scanning logits", scan_kernel, dim3(static_cast<unsigned>(splits), num_rows),
+      kScanThreads, 0, stream, logits.as<float>(), logits.stride / 4, size, rows.data(), scans);
+  launch("sampling", finish_kernel, num_rows, kThreads, kListBytes, stream, logits.as<float>(),
+      logits.stride / 4, size, rows.data(), scans, static_cast<int32_t>(splits), results, ids);
 }
 
 }  // namespace millrace::cuda
