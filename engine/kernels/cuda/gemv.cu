@@ -228,8 +228,8 @@ void fill_rows(const TensorView& row, const TensorView& out, cudaStream_t stream
   const auto n = static_cast<int>(out.cols());
   const dim3 grid(static_cast<unsigned>((n + 255) / 256), static_cast<unsigned>(out.rows()));
   dispatch_types(row.dtype, out.dtype, [&]<typename T, typename Out>() {
-    launch("fill_rows", fill_rows_kernel<T, Out>, grid, 256, 0, stream, row.as<T>(),
-        out.as<Out>(), out.stride / static_cast<int64_t>(sizeof(Out)), n);
+    launch("fill_rows", fill_rows_kernel<T, Out>, grid, 256, 0, stream, row.as<T>(), out.as<Out>(),
+        out.stride / static_cast<int64_t>(sizeof(Out)), n);
   });
 }
 
