@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -35,25 +34,6 @@ class CpuEvent final : public DeviceEvent {
  private:
   std::chrono::steady_clock::time_point time_;
 };
-
-// Element i of a plain type, rounded to nearest even; what f16 cannot hold as a normal number
-// becomes zero or infinity.
-void store(const TensorView& to, int64_t i, float value) {
-  if (to.dtype == DType::kF32) {
-    to.as<float>()[i] = value;
-    return;
-  }
-  const auto bits = std::bit_cast<uint32_t>(value);
-  uint32_t half = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  if (to.dtype != DType::kBF16) {
-    CHECK(to.dtype == DType::kF16, "noise as {}", dtype_info(to.dtype).name);
-    // The exponent's bias is 127 in f32, 15 in f16.
-    const uint32_t magnitude = bits & 0x7fffffff;
-    const uint32_t rebiased = (magnitude - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
-    half = (bits >> 16 & 0x8000) | (magnitude < 113u << 23 ? 0 : std::min(rebiased, 0x7c00u));
-  }
-  to.as<uint16_t>()[i] = static_cast<uint16_t>(half);
-}
 
 class CpuDevice final : public Device {
  public:
@@ -113,12 +93,15 @@ class CpuDevice final : public Device {
   // The method of Box and Muller (1958) over a hash of the index.
   void fill_normal(const TensorView& to, float deviation, uint64_t seed) override {
     CHECK(to.contiguous());
+    const int64_t width = dtype_bytes(to.dtype, 1);
     for (int64_t i = 0; i < to.count(); ++i) {
       const uint64_t bits = hash_combine(seed, static_cast<uint64_t>(i));
       const double radius =
           std::sqrt(-2 * std::log((static_cast<double>(bits >> 32) + 0.5) * 0x1p-32));
       const double turn = static_cast<double>(bits & 0xffffffff) * 0x1p-32;
-      store(to, i, static_cast<float>(radius * std::cos(2 * std::numbers::pi * turn)) * deviation);
+      const float value =
+          static_cast<float>(radius * std::cos(2 * std::numbers::pi * turn)) * deviation;
+      narrow({&value, 1}, to.dtype, to.data + i * width);
     }
   }
 

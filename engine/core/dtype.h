@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 namespace millrace {
@@ -37,5 +38,8 @@ constexpr int64_t dtype_bytes(DType dtype, int64_t count) {
   const DTypeInfo info = dtype_info(dtype);
   return count / info.block_size * info.block_bytes;
 }
+
+// As f32, f16 or bf16, rounded to nearest even. Out of range is infinity; NaN stays NaN.
+void narrow(std::span<const float> from, DType to, uint8_t* out);
 
 }  // namespace millrace

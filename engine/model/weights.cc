@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cmath>
-#include <cstring>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -21,24 +19,6 @@ namespace {
 
 constexpr int64_t kBandBytes = 8 << 20;  // read and moved to the device at a time
 constexpr unsigned kMaxThreads = 8;      // as many readers saturate a disk or a PCIe link
-
-void narrow(const float* from, int64_t count, DType to, uint8_t* out) {
-  if (to == DType::kF32) {
-    std::memcpy(out, from, static_cast<size_t>(count) * 4);
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    uint16_t bits = 0;
-    if (to == DType::kF16) {
-      bits = std::bit_cast<uint16_t>(static_cast<_Float16>(from[i]));
-    } else {  // bf16: the upper half, rounded to nearest even
-      const auto wide = std::bit_cast<uint32_t>(from[i]);
-      bits = static_cast<uint16_t>(
-          std::isnan(from[i]) ? wide >> 16 | 0x40 : (wide + 0x7fff + (wide >> 16 & 1)) >> 16);
-    }
-    std::memcpy(out + i * 2, &bits, 2);
-  }
-}
 
 }  // namespace
 
@@ -181,7 +161,7 @@ void WeightLoader::read(const Slice& slice) const {
     const uint8_t* from = staging.data();
     for (int64_t i = 0; !as_stored && i < count; ++i) {
       widen_rows(TensorView(staging.data() + i * line_bytes, stored, {1, whole.size}), wide.data());
-      narrow(wide.data() + slice.cols.begin, slice.cols.size, slice.to.dtype,
+      narrow({wide.data() + slice.cols.begin, static_cast<size_t>(slice.cols.size)}, slice.to.dtype,
           narrowed.data() + static_cast<size_t>(i) * out_line);
       from = narrowed.data();
     }
@@ -200,7 +180,7 @@ void WeightLoader::make_up(const Slice& slice) const {
   }
   const std::vector<float> ones(static_cast<size_t>(slice.cols.size), 1.0f);
   std::vector<uint8_t> bytes(static_cast<size_t>(dtype_bytes(slice.to.dtype, slice.cols.size)));
-  narrow(ones.data(), slice.cols.size, slice.to.dtype, bytes.data());
+  narrow(ones, slice.to.dtype, bytes.data());
   device_.copy_to_device(slice.to.data, bytes);
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
 
 #include "engine/base/status.h"
 #include "engine/core/device.h"
@@ -18,6 +19,45 @@ TEST(DType, BytesOfBlocks) {
   EXPECT_EQ(dtype_bytes(DType::kQ4_1, 96), 60);
   EXPECT_TRUE(is_quantized(DType::kQ4_0));
   EXPECT_FALSE(is_quantized(DType::kF16));
+}
+
+TEST(DType, NarrowRoundsToNearestEven) {
+  const auto half = [](float value, DType to) {
+    uint16_t bits = 0;
+    narrow({&value, 1}, to, reinterpret_cast<uint8_t*>(&bits));
+    return bits;
+  };
+  const auto f16 = [&](float value) { return half(value, DType::kF16); };
+  const auto bf16 = [&](float value) { return half(value, DType::kBF16); };
+  const float infinity = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(f16(-0.0f), 0x8000);
+  EXPECT_EQ(f16(1.0f), 0x3c00);
+  EXPECT_EQ(f16(1 + 0x1p-11f), 0x3c00);  // a tie goes to the even one
+  EXPECT_EQ(f16(1 + 0x3p-11f), 0x3c02);
+  EXPECT_EQ(f16(0x1p-14f), 0x0400);    // the least normal number
+  EXPECT_EQ(f16(0x3ffp-24f), 0x03ff);  // subnormals
+  EXPECT_EQ(f16(-0x1p-24f), 0x8001);
+  EXPECT_EQ(f16(0x3p-25f), 0x0002);
+  EXPECT_EQ(f16(0x1p-25f), 0x0000);
+  EXPECT_EQ(f16(0x1.000002p-25f), 0x0001);
+  EXPECT_EQ(f16(65519.0f), 0x7bff);  // the greatest
+  EXPECT_EQ(f16(65520.0f), 0x7c00);
+  EXPECT_EQ(f16(-infinity), 0xfc00);
+  EXPECT_EQ(bf16(-1.0f), 0xbf80);
+  EXPECT_EQ(bf16(1 + 0x1p-8f), 0x3f80);
+  EXPECT_EQ(bf16(1 + 0x3p-8f), 0x3f82);
+  EXPECT_EQ(bf16(0x1p-133f), 0x0001);  // subnormal
+  EXPECT_EQ(bf16(std::numeric_limits<float>::max()), 0x7f80);
+  EXPECT_EQ(bf16(infinity), 0x7f80);
+  // NaN, also one whose set bits are all cut off.
+  for (const uint32_t nan : {0x7fc00000u, 0xffffffffu, 0x7f800001u}) {
+    EXPECT_GT(f16(std::bit_cast<float>(nan)) & 0x7fff, 0x7c00);
+    EXPECT_GT(bf16(std::bit_cast<float>(nan)) & 0x7fff, 0x7f80);
+  }
+  const std::vector<float> values = {1.5f, -0x1p-149f};
+  std::vector<float> same(2);
+  narrow(values, DType::kF32, reinterpret_cast<uint8_t*>(same.data()));
+  EXPECT_EQ(values, same);
 }
 
 TEST(TensorView, SlicesKeepTheStride) {
@@ -93,7 +133,8 @@ TEST(CpuDevice, NoiseIsRounded) {
       if (std::abs(x) >= 65520) {
         ASSERT_EQ(bits & 0x7fff, 0x7c00);
       } else if (std::abs(x) < 0x1p-14f) {
-        ASSERT_EQ(bits & 0x7fff, 0);
+        ASSERT_LE(
+            std::abs(sign * std::ldexp(static_cast<float>(bits & 0x7fff), -24) - x), 0x1p-25f);
       } else {
         ASSERT_LE(std::abs(value - x), std::abs(x) * 0x1p-11f) << x;
       }
