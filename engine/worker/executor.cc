@@ -18,10 +18,7 @@ uint32_t to_us(double ms) { return static_cast<uint32_t>(std::max(0.0, ms * 1e3)
 // Decode batches that are captured: close together where a padded row costs most.
 std::vector<int32_t> sizes_to_capture(int32_t max_rows) {
   std::vector<int32_t> sizes;
-  for (int32_t size = 1; size < max_rows; size += size < 4     ? size
-                                                  : size < 8   ? 4
-                                                  : size < 256 ? 8
-                                                               : 32) {
+  for (int32_t size = 1; size < max_rows; size += size < 8 ? size : size < 256 ? 8 : 32) {
     sizes.push_back(size);
   }
   sizes.push_back(max_rows);
@@ -90,9 +87,8 @@ void Executor::allocate(const EngineConfig& config, uint32_t num_blocks) {
   }
 }
 
-void Executor::warm_up() {
+void Executor::warm_up(std::atomic<uint64_t>& progress) {
   if (!device_.asynchronous()) return;
-  std::atomic<uint64_t> progress{0};
   const auto run_padding = [&](int32_t rows, int32_t count) {
     StepWriter writer(reinterpret_cast<int32_t*>(flights_[0].upload.data()), step_.bytes() / 4);
     writer.pad_rows(rows, count);

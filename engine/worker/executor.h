@@ -31,10 +31,10 @@ class Executor {
       uint32_t num_blocks, Decoder& decoder, Ops& ops, TpOps& tp, PpLink& pp, Device& device);
 
   // Runs decode steps of padding rows at every captured batch size, then captures them: what is
-  // set up on first use is set up here. Does nothing on the CPU.
-  void warm_up();
+  // set up on first use is set up here. Does nothing on the CPU. `progress` ticks once per layer.
+  void warm_up(std::atomic<uint64_t>& progress);
 
-  // Enqueues one plan. `progress` ticks once per layer. Throws Error when the plan does not follow
+  // Enqueues one plan. `progress` as above. Throws Error when the plan does not follow
   // from the slot table (a lost or foreign plan).
   void run(const StepPlan& plan, std::atomic<uint64_t>& progress);
 

@@ -73,7 +73,7 @@ class Rank {
     const int64_t free_before = device_.free_bytes();
     executor_ = std::make_unique<Executor>(topology_, config_, max_position_, start.num_blocks,
         *decoder_, backend_->ops(), tp_, pp_, device_);
-    executor_->warm_up();
+    executor_->warm_up(session_.progress());
     const int64_t kv = int64_t{start.num_blocks + 1} *
                        KvCache::bytes_per_block(device_.activation_dtype(), decoder_->num_layers(),
                            decoder_->attention_shape(), config_.block_size);
