@@ -89,8 +89,10 @@ DeviceKind choose_device(DeviceKind wanted, std::string* reason) {
     return wanted;
   }
   const CudaPlugin* plugin = cuda_plugin(reason);
-  if (plugin != nullptr) *reason = fmt::format("{} found", plugin->device_count());
-  return plugin != nullptr ? DeviceKind::kCuda : DeviceKind::kCpu;
+  if (plugin == nullptr) return DeviceKind::kCpu;
+  const int count = plugin->device_count();
+  *reason = fmt::format("this host has {} GPU{}", count, count == 1 ? "" : "s");
+  return DeviceKind::kCuda;
 }
 
 DeviceLimits measure_cuda_limits() {

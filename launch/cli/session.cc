@@ -6,6 +6,7 @@
 #include <ctime>
 
 #include "engine/base/file.h"
+#include "engine/base/log.h"
 #include "engine/base/status.h"
 
 namespace millrace {
@@ -40,6 +41,13 @@ ModelContext make_context(const Options& options, const Engine& engine) {
 }  // namespace
 
 Session::Session(const Options& options, Text text, Engine::OnLost on_lost) {
+  const EngineConfig& config = options.launch.engine;
+  const int ranks = config.tp * config.pp;
+  log::info("computing on {}: {}",
+      config.device == DeviceKind::kCpu ? "the CPU"
+      : ranks == 1                      ? "1 GPU"
+                                        : fmt::format("{} GPUs", ranks),
+      options.device_reason);
   const auto loss = std::make_shared<std::promise<Finished>>();
   lost_ = loss->get_future();
   engine_ =

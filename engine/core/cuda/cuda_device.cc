@@ -242,7 +242,7 @@ std::unique_ptr<CudaDevice> make_cuda_device(int index, DType act) {
   if (index < 0 || index >= count) {
     throw Error(ExitCode::kLayout,
         "this rank wants GPU {} of its host, which shows {}: start fewer ranks per "
-        "host, or show more GPUs (CUDA_VISIBLE_DEVICES)",
+        "host, show more GPUs (CUDA_VISIBLE_DEVICES), or use --device cpu",
         index, count);
   }
   cudaDeviceProp properties;
