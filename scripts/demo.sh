@@ -43,7 +43,7 @@ say "there, checked"
 
 step "4/4 The main job: mpirun, 4 ranks on this machine, TP 2 x PP 2"
 use_mpirun 4
-job=("${mpirun_cmd[@]}" build/millrace chat "$model" -tp 2 -pp 2)
+job=("${mpirun_cmd[@]}" build/millrace chat "$model" --device cpu -tp 2 -pp 2)
 hint "echo '$question' | ${job[*]}"
 say ""
 printf '%s\n' "$question" | "${job[@]}" --temperature 0 --max-tokens 96 ||

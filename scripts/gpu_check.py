@@ -1,9 +1,14 @@
 #!/usr/bin/env python3
 """Acceptance on real GPUs: scripts/gpu_check.sh calls the parts; each prints one line a check.
 
-    gpu_check.py goldens [TPxPP ...]     tiny checkpoints in float32 against transformers' greedy ids
-    gpu_check.py parity MODEL [TPxPP ..] greedy ids position by position against the CPU's
-    gpu_check.py bench NAME [TPxPP]      one group of figures (see GROUPS), as JSON lines
+    gpu_check.py goldens [TPxPP ...]
+        tiny checkpoints in float32: every greedy id as transformers gives it
+    gpu_check.py parity MODEL [TPxPP ...]
+        greedy ids against the CPU's up to each prompt's first difference, which must be a near-tie;
+        99 % of the positions agree
+    gpu_check.py bench NAME [TPxPP [SHAPE]]
+        one group of figures (see GROUPS) with random weights, as lines of $OUT/gpu_figures.jsonl;
+        BENCH_FLAGS are added to the command
 """
 
 import json

@@ -11,6 +11,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 build=${MILLRACE_BUILD:-$build_dir}
 export MILLRACE=$build/millrace OUT=${OUT:-$build_dir} NCCL_NVLS_ENABLE=0
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export BENCH_FLAGS=${BENCH_FLAGS---tune}
+nvidia-smi -L 2>/dev/null | grep -q GPU || die "gpu_check.sh: no NVIDIA GPU is to be seen here (nvidia-smi lists none); run it on a host that has one."
 failed=0
 run() { say "== $*"; "$@" || { say "FAILED: $*"; failed=$((failed + 1)); }; }
 check() { run python3 scripts/gpu_check.py "$@"; }

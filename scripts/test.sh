@@ -87,6 +87,7 @@ rm -rf "$results"
 mkdir -p "$results"
 ensure_model
 export MILLRACE_TEST_MODEL=$root/$model
+export MILLRACE_DEVICE=cpu  # on a host with a GPU too
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
 step "The tree's own rules"
