@@ -43,6 +43,16 @@ class Flags {
   CLI::Option* add_with_default(const std::string& names, T& value, const std::string& text) {
     return add(names, value, text)->capture_default_str();
   }
+  // One of the names of `choices`.
+  template <typename T>
+  CLI::Option* add_choice(const std::string& names, T& value,
+      const std::map<std::string, T>& choices, const std::string& text) {
+    return describe(
+        app_.add_option_function<std::string>(
+                names, [&value, &choices](const std::string& name) { value = choices.at(name); },
+                text)
+            ->check(CLI::IsMember(choices)));
+  }
   CLI::Option* add_switch(const std::string& names, bool& value, const std::string& text) {
     return describe(app_.add_flag(names, value, text));
   }
@@ -77,16 +87,11 @@ void declare_model(CLI::App& app, Options& o) {
   flags.add("--served-model-name", o.served_model_name,
       "Name that clients use. Default: the last part of the path");
   flags.add("--chat-template", o.chat_template, "A Jinja file to use for the model's template");
-  flags
-      .add("--device", engine.device,
-          "auto, cpu or cuda. Default: a GPU where there is one, else the CPU")
-      ->transform(CLI::CheckedTransformer(kDevices));
-  flags
-      .add("--dtype", engine.dtype,
-          "auto, float32, float16 or bfloat16: of activations on a GPU. Default: as the weights "
-          "are "
-          "stored; the CPU computes in float32")
-      ->transform(CLI::CheckedTransformer(kDtypes));
+  flags.add_choice("--device", engine.device, kDevices,
+      "auto, cpu or cuda. Default: a GPU where there is one, else the CPU");
+  flags.add_choice("--dtype", engine.dtype, kDtypes,
+      "auto, float32, float16 or bfloat16: of activations on a GPU. Default: as the weights are "
+      "stored; the CPU computes in float32");
   flags
       .add_with_default("--load-format", o.load_format,
           "auto, or dummy: random weights in the shapes of the folder's config.json")

@@ -4,10 +4,11 @@ every mistake (docs/exit-codes.md)."""
 import json
 import re
 import socket
+from pathlib import Path
 
 import pytest
 
-from jobs import MODEL, PROGRAM, command
+from jobs import MODEL, PROGRAM, ROOT, command
 
 OK, USAGE, MODEL_ERROR, LAYOUT, ADDRESS = 0, 2, 3, 4, 5
 PROMPT = ["--prompt", "The capital of France is"]
@@ -86,6 +87,25 @@ def test_unknown_config_key(start, tmp_path):
 def test_bad_values(start):
     assert_clear_error(generate(start, *PROMPT, "--temperature", "warm"), USAGE, "--temperature")
     assert_clear_error(generate(start, *PROMPT, "-tp", "0"), USAGE, "tensor-parallel-size")
+
+
+@pytest.mark.parametrize("flag, value, named", [("--device", "tpu", "cpu"),
+                                                ("--dtype", "int3", "bfloat16")])
+def test_choices_are_named(start, flag, value, named):
+    assert_clear_error(generate(start, *PROMPT, flag, value), USAGE, flag, value, named)
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there may be a GPU")
+def test_cuda_without_a_gpu(start):
+    assert_clear_error(generate(start, *PROMPT, "--device", "cuda"), LAYOUT, "--device")
+
+
+def test_made_up_weights(start):
+    code, out, err = start.run([str(PROGRAM), "bench", "latency", str(ROOT / "tests/data/tiny-llama"),
+                                "--load-format", "dummy", "--device", "cpu", "--input-len", "16",
+                                "--output-len", "8"])
+    assert code == OK, err
+    assert "ms" in out
 
 
 def test_missing_config_file(start, tmp_path):
