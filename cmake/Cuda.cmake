@@ -49,6 +49,9 @@ target_compile_options(millrace_cuda_objects PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:
 # nvcc's front end cannot follow fmt 9's compile-time checks.
 target_compile_definitions(millrace_cuda_objects PRIVATE
   $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1> "$<$<COMPILE_LANGUAGE:CUDA>:FMT_CONSTEVAL=>")
+if(MILLRACE_CUDA_ARCHITECTURES MATCHES "90a")
+  target_compile_definitions(millrace_cuda_objects PRIVATE MILLRACE_SM90A)
+endif()
 target_link_libraries(millrace_cuda_objects PUBLIC ${MILLRACE_CUBLASLT} ${MILLRACE_NCCL})
 
 add_library(millrace_cuda SHARED $<TARGET_OBJECTS:millrace_cuda_objects>)

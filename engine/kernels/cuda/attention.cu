@@ -143,6 +143,7 @@ AttentionArgs<T> make_args(const AttentionLimits& limits, const TensorView& q,
       .q_stride = q.stride / kSize,
       .out_stride = out.stride / kSize,
       .block_stride = cache.k.stride / kSize,
+      .num_blocks = cache.k.rows(),
       .cu_tokens = batch.cu_tokens.data(),
       .positions = batch.positions.data(),
       .block_tables = batch.block_tables.data(),
@@ -194,7 +195,10 @@ void attention(const AttentionLimits& limits, const TensorView& q, const KvCache
         const int64_t rows =
             int64_t{batch.num_tokens - batch.num_single} * shape.num_heads / shape.num_kv_heads;
         const int64_t tiles = rows / kPrefillRows + batch.num_sequences() - batch.num_single;
-        if (rows > 0) prefill_attention(args, static_cast<int>(tiles), stream);
+        const auto prefill = on_hopper(shape.head_dim) && q.stride % 16 == 0
+                                 ? &prefill_attention_hopper<T>
+                                 : &prefill_attention<T>;
+        if (rows > 0) prefill(args, static_cast<int>(tiles), stream);
         return;
       }
     }

@@ -30,7 +30,7 @@ struct AttentionArgs {
   T* out;
   const T* k;
   const T* v;
-  int64_t q_stride, out_stride, block_stride;
+  int64_t q_stride, out_stride, block_stride, num_blocks;
   const int32_t* cu_tokens;
   const int32_t* positions;
   const uint32_t* const* block_tables;
@@ -267,6 +267,10 @@ struct WarpRows {
 // T = __half or __nv_bfloat16.
 template <typename T>
 void prefill_attention(const AttentionArgs<T>& args, int max_tiles, cudaStream_t stream);
+// attention_hopper.cu: the same, faster, where on_hopper(head_dim).
+bool on_hopper(int head_dim);
+template <typename T>
+void prefill_attention_hopper(const AttentionArgs<T>& args, int max_tiles, cudaStream_t stream);
 template <typename T>
 void decode_attention(const AttentionArgs<T>& args, int num_sms, cudaStream_t stream);
 // Warps of the decode kernel's grid, of which the plan makes use.

@@ -105,35 +105,73 @@ __global__ void __launch_bounds__(32 * kWarps<D>) decode_kernel(AttentionArgs<T>
   }
 }
 
-// One warp a (sequence, head): sums of its items, in order.
+// One block a (sequence, head): its warps take the items in turn, several loads under way at once,
+// and warp 0 puts theirs together.
+constexpr int kCombineWarps = 4;
 template <typename T, int D>
-__global__ void combine_kernel(AttentionArgs<T> a) {
+__global__ void __launch_bounds__(32 * kCombineWarps) combine_kernel(AttentionArgs<T> a) {
   begin_kernel();
-  const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int sequence = row / a.num_heads, head = row % a.num_heads;
-  if (sequence >= a.num_single) return;
+  constexpr int kEach = (D + 31) / 32, kAtOnce = 4;
+  __shared__ float shared_sums[kCombineWarps][D];
+  __shared__ float2 shared_ends[kCombineWarps];
+  const int sequence = blockIdx.x / a.num_heads, head = blockIdx.x % a.num_heads;
   const int first = a.first_item[sequence], count = a.first_item[sequence + 1] - first;
   if (count == 1) return;
-  const int group = a.group();
-  const auto partial = [&](int item) {
-    const int64_t index = int64_t{first + item} * a.num_kv_heads + head / group;
-    return a.partial + (index * group + head % group) * (D + 2);
-  };
-  float max = -INFINITY;
-  for (int item = lane; item < count; item += 32) max = fmaxf(max, partial(item)[D]);
-  max = warp_reduce(max, Max());
-  constexpr int kEach = (D + 31) / 32;
-  float sums[kEach] = {}, weight = 0;
-#pragma unroll 8
-  for (int item = 0; item < count; ++item) {
-    const float* from = partial(item);
-    const float factor = exp2f(from[D] - max);
-    weight += from[D + 1] * factor;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = a.group();
+  float sums[kEach] = {}, max = -INFINITY, weight = 0;
+  // Takes up to kAtOnce (sums, end) of equal rank, of which `inside(i)` says whether they are
+  // there.
+  const auto add = [&](const auto& row_of, const auto& end_of, const auto& inside) {
+    float2 ends[kAtOnce];
+    float values[kAtOnce][kEach];
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      if (lane + 32 * i < D) sums[i] += from[lane + 32 * i] * factor;
+    for (int i = 0; i < kAtOnce; ++i) {
+      ends[i] = inside(i) ? end_of(i) : make_float2(-INFINITY, 0);
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) {
+        values[i][j] = inside(i) && lane + 32 * j < D ? row_of(i)[lane + 32 * j] : 0;
+      }
     }
+    float largest = max;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) largest = fmaxf(largest, ends[i].x);
+    if (largest == -INFINITY) return;
+    const float rescale = exp2f(max - largest);
+    weight *= rescale;
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) sums[j] *= rescale;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const float factor = exp2f(ends[i].x - largest);
+      weight += ends[i].y * factor;
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) sums[j] += values[i][j] * factor;
+    }
+    max = largest;
+  };
+  for (int base = warp; base < count; base += kCombineWarps * kAtOnce) {
+    const auto row_of = [&](int i) {
+      const int64_t item =
+          int64_t{first + base + i * kCombineWarps} * a.num_kv_heads + head / group;
+      return a.partial + (item * group + head % group) * (D + 2);
+    };
+    add(
+        row_of, [&](int i) { return *reinterpret_cast<const float2*>(row_of(i) + D); },
+        [&](int i) { return base + i * kCombineWarps < count; });
   }
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    if (lane + 32 * j < D) shared_sums[warp][lane + 32 * j] = sums[j];
+  }
+  if (lane == 0) shared_ends[warp] = make_float2(max, weight);
+  __syncthreads();
+  if (warp > 0) return;
+  static_assert(kCombineWarps == kAtOnce, "all warps' sums at once");
+  max = -INFINITY, weight = 0;
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) sums[j] = 0;
+  add([&](int i) { return shared_sums[i]; }, [&](int i) { return shared_ends[i]; },
+      [](int) { return true; });
   T* to = a.out + sequence * a.out_stride + head * D;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
@@ -156,9 +194,9 @@ void decode_attention(const AttentionArgs<T>& args, int num_sms, cudaStream_t st
         "shared memory of attention");
     launch("decode attention", kernel, static_cast<unsigned>(num_sms), 32 * kWarps<D>, kShared,
         stream, args);
-    const int rows = args.num_single * args.num_heads;
     launch("combining decode attention", combine_kernel<T, D>,
-        static_cast<unsigned>((rows + 7) / 8), 256, 0, stream, args);
+        static_cast<unsigned>(args.num_single * args.num_heads), 32 * kCombineWarps, 0, stream,
+        args);
   });
 }
 template void decode_attention(const AttentionArgs<__half>&, int, cudaStream_t);
