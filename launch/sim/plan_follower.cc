@@ -12,11 +12,11 @@ Bytes ready_frame(int rank, uint32_t num_blocks, uint32_t epoch) {
   return make_frame(FrameType::kReady, epoch, encode(ready));
 }
 
-StepWork PlanFollower::follow(const StepPlan& plan) {
+LayerWork PlanFollower::follow(const StepPlan& plan) {
   for (const Admission& admission : plan.admissions) {
     slots_[admission.slot] = {admission.num_computed, admission.num_prompt};
   }
-  StepWork work;
+  LayerWork work;
   for (const Row& row : plan.rows) {
     Slot& slot = slots_[row.slot];
     const auto before = static_cast<double>(slot.num_computed);

@@ -19,7 +19,7 @@ class PlanFollower {
   explicit PlanFollower(int num_slots) : slots_(static_cast<size_t>(num_slots)) {}
 
   // The work of the next plan in order.
-  StepWork follow(const StepPlan& plan);
+  LayerWork follow(const StepPlan& plan);
   // The result of `plan` as stage `stage` gives it, the times left at 0.
   static StepResult answer(const StepPlan& plan, int stage, bool is_last);
 

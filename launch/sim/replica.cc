@@ -102,7 +102,7 @@ double Replica::transfer_seconds(int stage, double tokens) const {
 
 void Replica::run(const StepPlan& plan, double now_s, std::vector<Message>& messages) {
   const Efficiency efficiency;
-  const StepWork work = follower_.follow(plan);
+  const LayerWork work = follower_.follow(plan);
   const double received = now_s + efficiency.control_s;
   const size_t num_stages = costs_.size();
   double input = work.has_decode && sampled_at_.size() == num_stages ? sampled_at_.front() : 0;
@@ -132,7 +132,7 @@ void Replica::run(const StepPlan& plan, double now_s, std::vector<Message>& mess
 }
 
 void Replica::account(
-    size_t s, const StepWork& work, const Span& step, double waited, StepResult& result) {
+    size_t s, const LayerWork& work, const Span& step, double waited, StepResult& result) {
   StageTimes& times = times_[s];
   const double seconds = step.end - step.begin;
   const double reduces = costs_[s].reduce_seconds(work);

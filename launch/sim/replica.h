@@ -68,7 +68,8 @@ class Replica {
       std::vector<Message>& messages);
   void run(const StepPlan& plan, double now_s, std::vector<Message>& messages);
   // Stage `s` runs `work` during `step`, after it `waited` seconds for the transfer alone.
-  void account(size_t s, const StepWork& work, const Span& step, double waited, StepResult& result);
+  void account(
+      size_t s, const LayerWork& work, const Span& step, double waited, StepResult& result);
   uint32_t count_blocks() const;
   // Seconds for the hidden states of `tokens` from a stage to the next.
   double transfer_seconds(int stage, double tokens) const;

@@ -39,7 +39,7 @@ double StageCost::product_seconds(double rows, double num_weights) const {
       2 * num_weights * rows / (gpu_.flops * efficiency_.products));
 }
 
-double StageCost::reduce_seconds(const StepWork& work) const {
+double StageCost::reduce_seconds(const LayerWork& work) const {
   if (tp_ == 1) return 0;
   // A ring: each GPU sends every byte nearly twice.
   const double sent = 2.0 * (tp_ - 1) / tp_ * work.tokens * hidden_bytes_;
@@ -47,7 +47,7 @@ double StageCost::reduce_seconds(const StepWork& work) const {
          (efficiency_.reduce_s + sent / (gpu_.link_bytes_per_s * efficiency_.reduce));
 }
 
-double StageCost::seconds(const StepWork& work) const {
+double StageCost::seconds(const LayerWork& work) const {
   if (work.tokens == 0) return 0;
   const double layer =
       efficiency_.layer_s + product_seconds(work.tokens, layer_weights_) +

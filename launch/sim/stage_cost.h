@@ -8,7 +8,7 @@
 namespace millrace {
 
 // What a plan asks of every layer, and of the head.
-struct StepWork {
+struct LayerWork {
   double tokens = 0;
   double decode_keys = 0;   // summed context of rows of one token: what their attention reads
   double prefill_keys = 0;  // keys seen, summed over the tokens of longer rows
@@ -22,9 +22,9 @@ class StageCost {
   StageCost(const ModelConfig& model, const Stage& stage, int tp, const Gpu& gpu);
 
   // From the arrival of the hidden states to their departure, or to the sampled ids.
-  double seconds(const StepWork& work) const;
+  double seconds(const LayerWork& work) const;
   // Of it: the all-reduces of tensor parallelism.
-  double reduce_seconds(const StepWork& work) const;
+  double reduce_seconds(const LayerWork& work) const;
 
   // Per GPU.
   double weight_bytes() const { return weight_bytes_; }
