@@ -123,12 +123,13 @@ Figures run(EngineConfig engine, int32_t num_sequences, int32_t num_steps) {
   Figures figures{};
   for (int32_t i = 0; i < num_steps; ++i) {
     spent.push_back(loop.step());
-    figures.mean_us += spent.back() / num_steps;
-    figures.rows += static_cast<double>(loop.num_rows()) / num_steps;
-    figures.plan_bytes += static_cast<double>(loop.plan_bytes()) / num_steps;
+    figures.mean_us += spent.back();
+    figures.rows += static_cast<double>(loop.num_rows());
+    figures.plan_bytes += static_cast<double>(loop.plan_bytes());
     figures.max_plan_bytes =
         std::max(figures.max_plan_bytes, static_cast<double>(loop.plan_bytes()));
   }
+  for (double* sum : {&figures.mean_us, &figures.rows, &figures.plan_bytes}) *sum /= num_steps;
   std::ranges::sort(spent);
   figures.median_us = spent[spent.size() / 2];
   figures.p99_us = spent[spent.size() * 99 / 100];
