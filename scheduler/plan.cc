@@ -9,10 +9,6 @@ namespace millrace {
 
 namespace {
 
-// With several stages a prompt is cut so that its chunks fill them, but not below this: a smaller
-// step costs as much, its weights have to be read all the same.
-constexpr int64_t kMinChunk = 256;
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
@@ -34,6 +30,7 @@ std::optional<StepPlan> Scheduler::plan(std::vector<Emission>& failed) {
   const std::string wrong = table_.apply(plan);
   CHECK(wrong.empty(), "{}", wrong);
   plan.slot_hash = table_.hash();
+  issued_[record.number % issued_.size()] = {record.number, record.work};
   flights_.push_back(std::move(record));
   return plan;
 }
@@ -48,8 +45,8 @@ bool Scheduler::decode_due(const Sequence& sequence) const {
 // lanes, so they are held back while a long (prefill) step is out: who arrives meanwhile needs one.
 bool Scheduler::filler_due() const {
   if (list(Phase::kDecode).empty()) return false;
-  return std::none_of(
-      flights_.begin(), flights_.end(), [](const InFlight& flight) { return flight.has_prefill; });
+  return std::none_of(flights_.begin(), flights_.end(),
+      [](const InFlight& flight) { return flight.work.prefill_tokens > 0; });
 }
 
 void Scheduler::plan_decodes(StepPlan& plan, InFlight& record) {
@@ -60,12 +57,7 @@ void Scheduler::plan_decodes(StepPlan& plan, InFlight& record) {
   for (int64_t i = 0; i < share && decode_due(*decoding.front()); ++i) {
     add_row(*decoding.front(), 1, plan, record);
   }
-}
-
-int32_t Scheduler::prefill_budget(int32_t tokens_left) const {
-  if (config_.pp == 1) return tokens_left;
-  const int64_t share = std::max(kMinChunk, divide_up(prompt_backlog_, config_.pp));
-  return static_cast<int32_t>(std::min<int64_t>(tokens_left, share));
+  if (record.work.decode_rows > 0) last_decodes_ = record.work;
 }
 
 bool Scheduler::fits(const Sequence& sequence) const {
@@ -73,23 +65,30 @@ bool Scheduler::fits(const Sequence& sequence) const {
 }
 
 void Scheduler::plan_prefills(StepPlan& plan, InFlight& record) {
-  const auto num_decodes = static_cast<int32_t>(plan.rows.size());
-  int32_t budget = prefill_budget(config_.max_num_batched_tokens - num_decodes);
-  const auto add_chunk = [&](Sequence& sequence) {
-    const int32_t count = std::min({sequence.prompt_left(), budget, kMaxRowTokens});
-    budget -= count;
-    add_row(sequence, count, plan, record);
+  int32_t budget = prefill_budget(record.work.decode_rows);
+  const double limit = time_limit();
+  // The first chunk that is cut short is the last.
+  const auto next_chunk = [&](const Sequence& sequence) {
+    const int32_t most = std::min({sequence.prompt_left(), budget, kMaxRowTokens});
+    const int32_t count = fit_chunk(record.work, sequence.num_computed, most, limit);
+    budget = count < most ? 0 : budget - count;
+    return count;
   };
   // add_row moves a sequence on once its prompt is through, so the next one is looked up before.
   const auto& prefill = list(Phase::kPrefill);
-  for (auto at = prefill.begin(); at != prefill.end() && budget > 0;) add_chunk(**at++);
+  for (auto at = prefill.begin(); at != prefill.end() && budget > 0;) {
+    Sequence& sequence = **at++;
+    const int32_t count = next_chunk(sequence);
+    if (count > 0) add_row(sequence, count, plan, record);
+  }
   const auto& waiting = list(Phase::kWaiting);
   while (budget > 0 && !waiting.empty() && fits(*waiting.front())) {
     Sequence& sequence = *waiting.front();
+    const int32_t count = next_chunk(sequence);
+    if (count == 0) break;
     admit(sequence, plan);
-    add_chunk(sequence);
+    add_row(sequence, count, plan, record);
   }
-  record.has_prefill = record.rows.size() > static_cast<size_t>(num_decodes);
 }
 
 void Scheduler::admit(Sequence& sequence, StepPlan& plan) {
@@ -109,6 +108,11 @@ void Scheduler::add_row(Sequence& sequence, int32_t count, StepPlan& plan, InFli
   Row& row = plan.rows.emplace_back();
   row.slot = sequence.slot;
   row.count = static_cast<uint16_t>(count);
+  if (sequence.phase == Phase::kDecode) {
+    record.work.add_decode(sequence.num_computed);
+  } else {
+    record.work.add_prefill(sequence.num_computed, count);
+  }
   prompt_backlog_ -= std::clamp(sequence.prompt_left(), 0, count);
   sequence.num_computed += count;
   while (

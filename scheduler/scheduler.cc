@@ -10,7 +10,9 @@ namespace millrace {
 Scheduler::Scheduler(const SchedulerConfig& config)
     : config_(config),
       pool_(config.num_blocks),
-      table_(config.max_num_seqs, config.block_size, config.num_blocks) {
+      table_(config.max_num_seqs, config.block_size, config.num_blocks),
+      models_(static_cast<size_t>(config.pp)),
+      issued_(4 * static_cast<size_t>(num_lanes())) {
   CHECK(config.pp >= 1 && config.num_blocks >= 1 && config.max_num_batched_tokens >= 1 &&
             config.max_queue >= 0,
       "pp {}, {} blocks, {} tokens a step, queue of {}", config.pp, config.num_blocks,
@@ -80,13 +82,17 @@ void Scheduler::forget(Sequence& sequence) {
 }
 
 SchedulerStats Scheduler::stats() const {
+  double model_error = 0;
+  for (const StepModel& model : models_) model_error = std::max(model_error, model.error());
   return {.running = size(Phase::kPrefill) + size(Phase::kDecode) + size(Phase::kPlanned),
       .waiting = size(Phase::kWaiting),
       .free_blocks = pool_.num_free(),
       .num_blocks = pool_.num_blocks(),
       .steps = steps_,
       .tokens_computed = tokens_computed_,
-      .tokens_emitted = tokens_emitted_};
+      .tokens_emitted = tokens_emitted_,
+      .lane_spread = lane_spread(),
+      .model_error = model_error};
 }
 
 }  // namespace millrace

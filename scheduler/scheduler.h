@@ -18,6 +18,7 @@
 #include "engine/protocol/slot_table.h"
 #include "engine/protocol/step.h"
 #include "scheduler/block_pool.h"
+#include "scheduler/step_model.h"
 
 namespace millrace {
 
@@ -28,6 +29,9 @@ struct SchedulerConfig {
   int32_t max_num_seqs = 64;
   int32_t max_num_batched_tokens = 2048;
   int32_t max_queue = 1024;  // waiting requests beyond which add() says overloaded
+  // A step with prompt tokens takes at most this many times as long as one of decode rows alone, so
+  // that a long prompt stretches the others' time between tokens no further. 0: no such limit.
+  double max_stretch = 2;
 };
 
 // What commit() reports for one request.
@@ -46,6 +50,8 @@ struct SchedulerStats {
   uint64_t steps = 0;
   uint64_t tokens_computed = 0;
   uint64_t tokens_emitted = 0;
+  double lane_spread = 0;  // of the newest plans, one a lane: (longest - shortest) / longest
+  double model_error = 0;  // relative, of the step-time model's worst stage; 0 until it is ready
 };
 
 class Scheduler {
@@ -66,6 +72,9 @@ class Scheduler {
   std::optional<StepPlan> plan(std::vector<Emission>& failed);
   // Takes the last stage's result of the oldest uncommitted plan; CHECKs the order.
   std::vector<Emission> commit(const StepResult& result);
+  // How long a stage took for a plan, from the result of any stage, before its commit or after: the
+  // step-time model learns from it. Without it steps are balanced by tokens alone.
+  void observe(const StepResult& result);
 
   // Plans issued and not committed.
   int32_t num_in_flight() const { return static_cast<int32_t>(flights_.size()); }
@@ -115,8 +124,13 @@ class Scheduler {
       bool output;
     };
     uint64_t number = 0;
-    bool has_prefill = false;
+    StepWork work;
     std::vector<PlannedRow> rows;
+  };
+  // What was asked by a plan whose times may still come in.
+  struct Issued {
+    uint64_t number = UINT64_MAX;
+    StepWork work;
   };
 
   // scheduler.cc
@@ -128,13 +142,20 @@ class Scheduler {
   // plan.cc
   bool decode_due(const Sequence& sequence) const;
   bool filler_due() const;
-  int32_t prefill_budget(int32_t tokens_left) const;
   bool fits(const Sequence& sequence) const;
   void plan_decodes(StepPlan& plan, InFlight& record);
   void plan_prefills(StepPlan& plan, InFlight& record);
   void admit(Sequence& sequence, StepPlan& plan);
   void add_row(Sequence& sequence, int32_t count, StepPlan& plan, InFlight& record);
   void fail_oldest(std::vector<Emission>& failed);
+
+  // balance.cc
+  int32_t prefill_budget(int32_t num_decodes) const;
+  double time_limit() const;
+  int32_t fit_chunk(const StepWork& work, int64_t first, int32_t count, double limit) const;
+  bool model_ready() const;
+  double step_seconds(const StepWork& work) const;  // of the slowest stage; 0 until observed
+  double lane_spread() const;
 
   // commit.cc
   Emission take_row(Sequence& sequence, const RowResult& row);
@@ -160,6 +181,9 @@ class Scheduler {
   std::vector<uint16_t> free_slots_;        // the last one goes first
   std::vector<uint16_t> pending_releases_;  // free already; the next plan tells the ranks
   std::deque<InFlight> flights_;            // oldest first
+  std::vector<StepModel> models_;           // per stage
+  std::vector<Issued> issued_;              // plan n at n mod size
+  StepWork last_decodes_;                   // of the newest plan that had decode rows
   uint64_t next_plan_ = 0;
   uint32_t reserved_blocks_ = 0;  // over all sequences that hold a slot
   int64_t prompt_backlog_ = 0;    // prompt tokens not planned yet, waiting and prefill

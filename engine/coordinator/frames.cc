@@ -94,7 +94,8 @@ void Coordinator::start_serving() {
       .num_blocks = num_blocks,
       .max_num_seqs = engine.max_num_seqs,
       .max_num_batched_tokens = engine.max_num_batched_tokens,
-      .max_queue = config_.max_queue});
+      .max_queue = config_.max_queue,
+      .max_stretch = config_.max_stretch});
   for (Rank& rank : ranks_) rank.last_heard = now_;
   life_ = Life::kServing;
   send_all(FrameType::kStart, encode(Start{num_blocks}));
@@ -111,6 +112,7 @@ bool Coordinator::on_result(int rank, std::span<const uint8_t> body) {
   compute_us_ += result.compute_us;
   comm_us_ += result.comm_us;
   idle_us_ += result.idle_us;
+  scheduler_->observe(result);
   if (result.stage + 1 < num_stages()) return true;
   expected_.pop_front();
   last_step_ = now_;

@@ -69,14 +69,14 @@ bool known_to_any_command(const std::string& key) {
   usage_error(fmt::format("{}{}; `{} --help` lists the flags", where, what, app.get_name()));
 }
 
-void refuse_extras(const CLI::App& app) {
+void refuse_extras(const CommandInfo& info, const CLI::App& app) {
   const auto extras = app.remaining();
   if (extras.empty()) return;
   const auto flag = std::find_if(
       extras.begin(), extras.end(), [](const std::string& word) { return word.starts_with("-"); });
   if (flag == extras.end()) {
-    usage_error(fmt::format(
-        "unexpected argument '{}': {} takes one MODEL and flags", extras[0], app.get_name()));
+    usage_error(fmt::format("unexpected argument '{}': {} takes {}", extras[0], app.get_name(),
+        info.has_model ? "one MODEL and flags" : "flags only"));
   }
   const std::string name = flag->substr(0, flag->find('='));
   std::vector<std::string> candidates = long_names(app);
@@ -165,7 +165,8 @@ const CommandInfo& find_command(const std::vector<std::string>& args, size_t* nu
     }
     names.emplace_back(info.name);
   }
-  if (first == "bench") usage_error("bench needs a kind: `millrace bench latency` or `throughput`");
+  if (first == "bench")
+    usage_error("bench needs a kind: `millrace bench latency`, `throughput` or `scheduler`");
   usage_error(fmt::format("unknown command '{}': {}`millrace --help` lists the commands", first,
       did_you_mean(first, names)));
 }
@@ -201,10 +202,10 @@ CommandLine parse_command_line(const std::vector<std::string>& args, bool flags_
   } catch (const CLI::ParseError& error) {
     refuse(error, *app, "");
   }
-  refuse_extras(*app);
+  refuse_extras(info, *app);
   if (flags_only) return line;
   if (!line.options.config.empty()) apply_config(*app, line.options.config);
-  finish_options(line.options);
+  finish_options(info, line.options);
   return line;
 }
 

@@ -21,6 +21,7 @@ namespace {
 constexpr int kMaxDegree = 4096;
 constexpr int kMaxSlots = 65535;  // a slot's number is 16 bits
 constexpr int kMaxTokens = 1 << 30;
+constexpr int kGpuTokens = 8192;  // of a step
 
 const std::map<std::string, DeviceKind> kDevices = {
     {"auto", DeviceKind::kAuto}, {"cpu", DeviceKind::kCpu}, {"cuda", DeviceKind::kCuda}};
@@ -100,7 +101,7 @@ void declare_model(CLI::App& app, Options& o) {
       "Before serving, measure the matrix products that this GPU has not measured yet");
 }
 
-void declare_layout(CLI::App& app, Options& o) {
+void declare_degrees(CLI::App& app, Options& o) {
   Flags flags(app, "Layout");
   EngineConfig& engine = o.launch.engine;
   flags
@@ -113,6 +114,10 @@ void declare_layout(CLI::App& app, Options& o) {
       ->check(CLI::Range(1, kMaxDegree));
   flags.add(
       "--pp-layers", o.pp_layers, "Layers of each stage by hand, 9,9,8,6. Default: cut by cost");
+}
+
+void declare_hosts(CLI::App& app, Options& o) {
+  Flags flags(app, "Layout");
   flags.add("--hostfile", o.launch.hostfile,
       "Open MPI's list of hosts, for ranks on several. Default: this host");
   flags.add("--mpirun-args", o.mpirun_args, "Further arguments of the mpirun that is launched");
@@ -121,7 +126,8 @@ void declare_layout(CLI::App& app, Options& o) {
       "first that leads outside");
 }
 
-void declare_limits(CLI::App& app, Options& o) {
+// What a step may hold, and what it is made for.
+void declare_steps(CLI::App& app, Options& o) {
   Flags flags(app, "Limits");
   EngineConfig& engine = o.launch.engine;
   engine.max_num_seqs = engine.max_num_batched_tokens = 0;  // by device: finish_options
@@ -131,7 +137,9 @@ void declare_limits(CLI::App& app, Options& o) {
       ->check(CLI::Range(1, kMaxTokens));
   flags
       .add("--max-num-seqs,--parallel", engine.max_num_seqs,
-          "Sequences that run at once. Default: 64 on the CPU, 512 on GPUs")
+          "Sequences that run at once. Default: 64 on the CPU, 512 on GPUs, in a simulation 256 "
+          "for "
+          "each stage")
       ->check(CLI::Range(1, kMaxSlots));
   flags
       .add("--max-num-batched-tokens", engine.max_num_batched_tokens,
@@ -143,6 +151,11 @@ void declare_limits(CLI::App& app, Options& o) {
       .add("--kv-cache-memory", engine.kv_cache_bytes,
           "Memory of the KV cache per rank, 2GiB. Default: a share of what is free")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
+}
+
+void declare_waits(CLI::App& app, Options& o) {
+  Flags flags(app, "Limits");
+  EngineConfig& engine = o.launch.engine;
   flags
       .add("-t,--threads", engine.threads,
           "Compute threads per rank. Default: cores divided by ranks on the host")
@@ -236,6 +249,51 @@ void declare_bench(CLI::App& app, bool latency, Options& o) {
   flags.add_switch("--json", o.json, "Write one JSON object to standard output");
 }
 
+void declare_scheduler_bench(CLI::App& app, Options& o) {
+  Flags flags(app, "Benchmark");
+  o.launch.engine.tp = 8;  // what TARGETS are stated for
+  flags
+      .add_with_default("--sequences", o.scheduler_bench.sequences,
+          "Sequences that decode at once; several give a run each")
+      ->delimiter(',');
+  flags.add_with_default("--num-steps", o.scheduler_bench.num_steps, "Steps that count")
+      ->check(CLI::Range(1, 1 << 20));
+  flags.add_switch("--json", o.json, "Write one JSON object to standard output");
+}
+
+void declare_simulate(CLI::App& app, Options& o) {
+  Flags flags(app, "Simulation");
+  SimulateConfig& sim = o.simulate;
+  const CLI::Range any_length(1, kMaxTokens);
+  flags.add("--shape", sim.shape, "A folder with config.json, or a name under configs/shapes");
+  flags.add_with_default("--gpu", sim.gpu, "a100, b200, h100, h200, l40s or rtx4090");
+  flags.add_with_default("--gpus-per-host", sim.gpus_per_host, "GPUs that their own links join")
+      ->check(CLI::Range(1, kMaxDegree));
+  flags.add_with_default(
+      "--network-gbit-per-s", sim.network_gbit_per_s, "Between hosts, one way, for each GPU");
+  flags.add_with_default("--input-len", sim.lengths.prompt_mean, "Mean tokens of a prompt")
+      ->check(any_length);
+  flags.add_with_default("--output-len", sim.lengths.output_mean, "Mean tokens of an answer")
+      ->check(any_length);
+  flags.add_with_default("--length-variation", sim.lengths.variation,
+      "Standard deviation of both lengths over their mean (log-normal); 0: all alike");
+  flags
+      .add("--num-prompts", sim.num_requests,
+          "Requests. Default: 8 for each sequence that may run at once")
+      ->check(CLI::Range(1, 10'000'000));
+  flags.add("--trace", sim.trace,
+      "Requests from a file instead, a JSON object a line: {\"arrival_s\": 0.25, "
+      "\"prompt_tokens\": 812, \"output_tokens\": 64}");
+  flags.add("--rate", sim.rate, "Requests a second (Poisson). Default: --load of saturation");
+  flags.add_with_default("--load", sim.load, "Share of its saturation that a replica may carry");
+  flags
+      .add("--replicas", sim.replicas,
+          "Replicas of tp x pp GPUs. Default: as many as --rate or --trace need, else 1")
+      ->check(CLI::Range(1, kMaxDegree));
+  flags.add_with_default("--seed", sim.seed, "Of lengths and times; the same gives the same bytes");
+  flags.add_switch("--json", o.json, "Write one JSON object to standard output");
+}
+
 std::vector<int32_t> parse_layers(const std::string& text) {
   std::vector<int32_t> layers;
   std::istringstream in(text);
@@ -266,20 +324,31 @@ const std::vector<CommandInfo>& command_table() {
       {"bench throughput", "Time many requests at once",
           [](CLI::App& app, Options& o) { declare_bench(app, /*latency=*/false, o); },
           [](const Options& o) { return run_bench(o, /*latency=*/false); }},
+      {"bench scheduler", "Time the scheduler's own work on a step", declare_scheduler_bench,
+          run_scheduler_bench, /*has_model=*/false},
+      {"simulate", "Tell what a model would do on given GPUs under a load", declare_simulate,
+          run_simulate, /*has_model=*/false},
   };
   return table;
 }
 
 void declare_flags(CLI::App& app, const CommandInfo& command, Options& options) {
   command.declare(app, options);
-  declare_model(app, options);
-  declare_layout(app, options);
-  declare_limits(app, options);
+  if (command.has_model) declare_model(app, options);
+  declare_degrees(app, options);
+  if (command.has_model) declare_hosts(app, options);
+  declare_steps(app, options);
+  if (command.has_model) declare_waits(app, options);
   declare_general(app, options);
 }
 
-void finish_options(Options& options) {
+void finish_options(const CommandInfo& command, Options& options) {
   EngineConfig& engine = options.launch.engine;
+  engine.pp_layers = parse_layers(options.pp_layers);
+  if (!command.has_model) {
+    if (engine.max_num_batched_tokens == 0) engine.max_num_batched_tokens = kGpuTokens;
+    return;
+  }
   if (engine.model_path.empty()) {
     throw Error(
         ExitCode::kUsage, "no model named: give a folder or a .gguf file after the command");
@@ -296,9 +365,8 @@ void finish_options(Options& options) {
         "--dtype float16 or bfloat16: the CPU computes in float32; use auto or float32");
   }
   if (engine.max_num_seqs == 0) engine.max_num_seqs = gpu ? 512 : 64;
-  if (engine.max_num_batched_tokens == 0) engine.max_num_batched_tokens = gpu ? 8192 : 2048;
+  if (engine.max_num_batched_tokens == 0) engine.max_num_batched_tokens = gpu ? kGpuTokens : 2048;
   engine.dummy_weights = options.load_format == "dummy";
-  engine.pp_layers = parse_layers(options.pp_layers);
   std::istringstream words(options.mpirun_args);
   for (std::string word; words >> word;) options.launch.mpirun_args.push_back(word);
 }

@@ -16,6 +16,8 @@
 #include "launch/bench/bench.h"
 #include "launch/cluster/launcher.h"
 #include "launch/gateway/server.h"
+#include "launch/sim/scheduler_bench.h"
+#include "launch/sim/simulate.h"
 
 namespace CLI {
 class App;
@@ -32,6 +34,7 @@ struct CommandInfo {
   std::string_view summary;
   void (*declare)(CLI::App& app, Options& options);
   ExitCode (*run)(const Options& options);
+  bool has_model = true;  // false: no engine is started, its flags are left out
 };
 const std::vector<CommandInfo>& command_table();
 
@@ -65,6 +68,8 @@ struct Options {
   ServerConfig server;
   BatchConfig batch;
   BenchConfig bench;
+  SchedulerBenchConfig scheduler_bench;
+  SimulateConfig simulate;
 };
 
 // Declares the command's flags on `app`, bound to `options`, which must outlive it. Each has an
@@ -73,6 +78,6 @@ void declare_flags(CLI::App& app, const CommandInfo& command, Options& options);
 
 // What no single flag can check; fills launch from the flags that are written as text. Throws
 // Error(kUsage) naming the flag.
-void finish_options(Options& options);
+void finish_options(const CommandInfo& command, Options& options);
 
 }  // namespace millrace

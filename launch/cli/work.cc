@@ -1,4 +1,4 @@
-// `millrace run-batch` and `millrace bench`: rooms of their own, given an engine.
+// `millrace run-batch`, `bench` and `simulate`: rooms of their own, given an engine or none.
 #include <fmt/format.h>
 
 #include "engine/base/log.h"
@@ -49,6 +49,22 @@ ExitCode run_bench(const Options& options, bool latency) {
     return (latency ? bench_latency : bench_throughput)(options.bench, session.engine(),
         session.engine().model(), limits, session.engine().max_model_len());
   });
+  write_stdout(options.json ? report.json + "\n" : report.table);
+  return ExitCode::kOk;
+}
+
+ExitCode run_scheduler_bench(const Options& options) {
+  SchedulerBenchConfig config = options.scheduler_bench;
+  config.engine = options.launch.engine;
+  const SchedulerBenchReport report = bench_scheduler(config);
+  write_stdout(options.json ? report.json + "\n" : report.table);
+  return ExitCode::kOk;
+}
+
+ExitCode run_simulate(const Options& options) {
+  SimulateConfig config = options.simulate;
+  config.engine = options.launch.engine;
+  const SimulateReport report = run_simulation(config);
   write_stdout(options.json ? report.json + "\n" : report.table);
   return ExitCode::kOk;
 }

@@ -29,6 +29,7 @@ StepResult FakeReplica::run(const StepPlan& plan) {
   StepResult result;
   result.sequence = plan.sequence;
   result.stage = static_cast<uint16_t>(config_.pp - 1);
+  result.compute_us = 500 + static_cast<uint32_t>(plan.num_tokens()) * 10;
   for (const Row& row : plan.rows) run_row(plan, row, result);
   return result;
 }

@@ -137,8 +137,13 @@ class Walk {
 
   void commit() {
     if (in_flight_.empty()) return;
-    const StepResult result = replica_.run(in_flight_.front());
+    StepResult result = replica_.run(in_flight_.front());
     in_flight_.pop_front();
+    result.compute_us += static_cast<uint32_t>(draw(0, 100));
+    for (int stage = 0; stage < config_.pp; ++stage) {
+      result.stage = static_cast<uint16_t>(stage);
+      scheduler_.observe(result);
+    }
     for (const Emission& emission : scheduler_.commit(result)) take(emission);
     ++num_commits_;
   }
