@@ -34,7 +34,7 @@ LAYERS = [
 ROW = {room: row for row, (_, rooms) in enumerate(LAYERS) for room in rooms}
 
 # The aim is 15,000; the CUDA backend (2,900) came on top and has not been paid for yet.
-MAX_PRODUCT_LINES = 18_700
+MAX_PRODUCT_LINES = 18_800
 WARN_FILE, FAIL_FILE = 400, 600
 WARN_FUNCTION, FAIL_FUNCTION = 60, 100
 
