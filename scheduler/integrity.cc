@@ -60,7 +60,9 @@ std::string Scheduler::check_sequences() const {
 
 std::string Scheduler::check_sequence(const Sequence& s) const {
   const int64_t held = static_cast<int64_t>(s.blocks.size());
-  const bool holds = s.phase != Phase::kWaiting && s.phase != Phase::kPreempted;
+  // What was preempted has none, though it may have ended since.
+  const bool holds = s.phase != Phase::kWaiting && s.phase != Phase::kPreempted &&
+                     (s.phase != Phase::kRetiring || held > 0);
   if (held != (holds ? blocks_for(s.num_computed) : 0)) {
     return fmt::format("{} blocks for {} positions", held, s.num_computed);
   }
@@ -148,7 +150,7 @@ std::string Scheduler::check_slots() const {
   for (const auto& [id, sequence] : sequences_) {
     if (sequence.phase == Phase::kWaiting) continue;
     const SlotTable::Slot& slot = table_.slot(sequence.slot);
-    const bool preempted = sequence.phase == Phase::kPreempted;  // its blocks are others' now
+    const bool preempted = sequence.blocks.empty();  // they are others' now
     const bool same =
         slot.active && slot.num_computed == static_cast<uint32_t>(sequence.num_computed) &&
         (preempted || std::ranges::equal(slot.blocks, sequence.blocks, {}, {}, &Block::id));
