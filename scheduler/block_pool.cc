@@ -20,9 +20,11 @@ Block::~Block() {
   if (pool_ != nullptr) pool_->release(id_);
 }
 
-BlockPool::BlockPool(uint32_t num_blocks) : counts_(num_blocks) {
-  free_.reserve(num_blocks);
-  for (uint32_t id = num_blocks; id > 0; --id) free_.push_back(id - 1);  // block 0 goes first
+BlockPool::BlockPool(uint32_t num_blocks)
+    : counts_(num_blocks), kept_(num_blocks), ring_(num_blocks + 1), num_free_(num_blocks) {
+  for (BlockId id = 0; id <= num_blocks; ++id) {  // block 0 goes first
+    ring_[id] = {id == 0 ? num_blocks : id - 1, id == num_blocks ? 0 : id + 1};
+  }
 }
 
 BlockPool::~BlockPool() {
@@ -31,11 +33,26 @@ BlockPool::~BlockPool() {
 }
 
 Block BlockPool::allocate() {
-  CHECK(!free_.empty(), "no block is free of {}", num_blocks());
-  const BlockId id = free_.back();
-  free_.pop_back();
+  CHECK(num_free_ > 0, "no block is free of {}", num_blocks());
+  const BlockId id = ring_[num_blocks()].after;
+  unlink(id);
+  kept_[id] = false;
   counts_[id] = 1;
   return Block(this, id);
+}
+
+Block BlockPool::share(BlockId id) {
+  CHECK(kept_[id], "block {} is not kept", id);
+  if (counts_[id] == 0) unlink(id);
+  ++counts_[id];
+  return Block(this, id);
+}
+
+void BlockPool::unlink(BlockId id) {
+  const Link link = ring_[id];
+  ring_[link.before].after = link.after;
+  ring_[link.after].before = link.before;
+  --num_free_;
 }
 
 void BlockPool::retain(BlockId id) {
@@ -45,7 +62,14 @@ void BlockPool::retain(BlockId id) {
 
 void BlockPool::release(BlockId id) {
   CHECK(counts_[id] > 0, "block {} is free", id);
-  if (--counts_[id] == 0) free_.push_back(id);
+  if (--counts_[id] > 0) return;
+  const BlockId end = num_blocks();
+  Link& link = ring_[id];
+  link.before = kept_[id] ? ring_[end].before : end;
+  link.after = kept_[id] ? end : ring_[end].after;
+  ring_[link.before].after = id;
+  ring_[link.after].before = id;
+  ++num_free_;
 }
 
 }  // namespace millrace

@@ -27,11 +27,19 @@ std::vector<Emission> Scheduler::commit(const StepResult& result) {
       // One step ahead, a sequence may be planned past its end: what comes then is dropped.
       if (sequence.phase != Phase::kRetiring) {
         emissions.push_back(take_row(sequence, sampled));
-        if (emissions.back().finish != FinishReason::kNone) retire(sequence);
-        continue;
+        if (emissions.back().finish != FinishReason::kNone) {
+          retire(sequence);
+          continue;
+        }
+        publish(sequence, result.sequence);
       }
     }
-    if (sequence.phase == Phase::kRetiring && sequence.in_flight == 0) forget(sequence);
+    if (sequence.in_flight > 0) continue;
+    if (sequence.phase == Phase::kPreempted) {
+      wait_again(sequence);
+    } else if (sequence.phase == Phase::kRetiring) {
+      forget(sequence);
+    }
   }
   CHECK(row == result.rows.end(), "the result of plan {} has {} rows", result.sequence,
       result.rows.size());
@@ -42,6 +50,8 @@ Emission Scheduler::take_row(Sequence& sequence, const RowResult& row) {
   Emission emission;
   emission.id = sequence.id;
   if (row.status == RowStatus::kNonFinite) {
+    // What its blocks hold may be no better.
+    for (const Block& block : sequence.blocks) pool_.keep(block.id(), /*on=*/false);
     emission.finish = FinishReason::kError;
     emission.status = {
         ErrorCode::kInternal, "the model computed values that are not finite for this request", ""};
@@ -49,14 +59,15 @@ Emission Scheduler::take_row(Sequence& sequence, const RowResult& row) {
   }
   CHECK(row.tokens.size() == 1, "slot {} has {} tokens in one step", row.slot, row.tokens.size());
   emission.tokens = row.tokens;
-  ++sequence.num_emitted;
+  sequence.ids.push_back(row.tokens[0].token);
+  const int32_t num_emitted = sequence.num_known() - sequence.num_prompt;
   ++tokens_emitted_;
   const Request& request = sequence.request;
   const auto& stops = request.stop_token_ids;
-  if (sequence.num_emitted >= request.min_tokens &&
+  if (num_emitted >= request.min_tokens &&
       std::find(stops.begin(), stops.end(), row.tokens[0].token) != stops.end()) {
     emission.finish = FinishReason::kStop;
-  } else if (sequence.num_emitted == request.max_tokens) {
+  } else if (num_emitted == request.max_tokens) {
     emission.finish = FinishReason::kLength;
   }
   return emission;

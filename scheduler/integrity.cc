@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
+#include <map>
 #include <set>
 #include <unordered_map>
 
@@ -34,6 +36,11 @@ std::string Scheduler::check_sequences() const {
         return fmt::format("request {} decodes out of turn", sequence->id);
       }
       last_plan = sequence->last_plan;
+      const bool ranked = phase == Phase::kWaiting || phase == Phase::kPrefill;
+      const auto next = std::next(sequence->place);
+      if (ranked && next != list(phase).end() && !sequence->goes_before(**next)) {
+        return fmt::format("request {} stands before its rank", sequence->id);
+      }
     }
   }
   if (listed != sequences_.size()) {
@@ -52,23 +59,33 @@ std::string Scheduler::check_sequences() const {
 }
 
 std::string Scheduler::check_sequence(const Sequence& s) const {
-  const int64_t length = int64_t{s.num_prompt()} + s.request.max_tokens;
   const int64_t held = static_cast<int64_t>(s.blocks.size());
-  if (int64_t{s.reserved} * config_.block_size < length) return "reserved too few blocks";
-  if (held > s.reserved) return fmt::format("{} blocks of {} reserved", held, s.reserved);
-  if (held != (int64_t{s.num_computed} + config_.block_size - 1) / config_.block_size) {
+  // What was preempted has none, though it may have ended since.
+  const bool holds = s.phase != Phase::kWaiting && s.phase != Phase::kPreempted &&
+                     (s.phase != Phase::kRetiring || held > 0);
+  if (held != (holds ? blocks_for(s.num_computed) : 0)) {
     return fmt::format("{} blocks for {} positions", held, s.num_computed);
   }
   if (s.num_computed > s.num_positions()) return "planned past max_tokens";
+  if (s.num_known() >= s.num_prompt + s.request.max_tokens && s.phase != Phase::kRetiring) {
+    return "goes on after max_tokens";
+  }
+  if (s.num_published > s.blocks.size()) return "published more blocks than it holds";
+  const bool timed = s.deadline != INT64_MAX && s.phase != Phase::kRetiring;
+  if (timed != deadlines_.contains({s.deadline, s.id})) return "its deadline is not watched";
   switch (s.phase) {
     case Phase::kWaiting:
-      return s.num_computed == 0 && s.in_flight == 0 ? "" : "waits, but has been planned";
+      return s.num_computed == 0 && s.in_flight == 0 && s.target == s.num_known()
+                 ? ""
+                 : "waits, but has been planned";
     case Phase::kPrefill:
-      return s.prompt_left() > 0 && s.num_computed > 0 && s.num_emitted == 0 ? "" : "bad prefill";
+      return s.prompt_left() > 0 && s.num_computed > 0 && s.target == s.num_known() ? ""
+                                                                                    : "bad prefill";
     case Phase::kDecode:
       return s.prompt_left() <= 0 && s.num_computed < s.num_positions() ? "" : "bad decode";
     case Phase::kPlanned:
       return s.num_computed == s.num_positions() && s.in_flight > 0 ? "" : "planned, none is due";
+    case Phase::kPreempted: return s.in_flight > 0 ? "" : "is preempted and no plan names it";
     case Phase::kRetiring: return s.in_flight > 0 ? "" : "has ended and no plan names it";
   }
   return "has no phase";
@@ -103,31 +120,26 @@ std::string Scheduler::check_flights() const {
           "request {}: {} plans in flight, {} counted", id, count.plans, sequence.in_flight);
     }
     const int32_t sampled = std::max(0, 1 - sequence.prompt_left());
-    if (sequence.phase != Phase::kRetiring && sampled != sequence.num_emitted + count.outputs) {
+    const int32_t emitted = sequence.num_known() - sequence.target;  // since it was admitted
+    if (sequence.phase != Phase::kRetiring && sampled != emitted + count.outputs) {
       return fmt::format("request {}: {} tokens planned, {} emitted, {} in flight", id, sampled,
-          sequence.num_emitted, count.outputs);
+          emitted, count.outputs);
     }
   }
   return counts.size() <= sequences_.size() ? "" : "a plan in flight names a request that is gone";
 }
 
 std::string Scheduler::check_memory() const {
-  std::set<BlockId> held;
-  size_t num_held = 0;
-  uint64_t reserved = 0;
+  std::map<BlockId, uint32_t> held;
   for (const auto& [id, sequence] : sequences_) {
-    num_held += sequence.blocks.size();
-    for (const Block& block : sequence.blocks) held.insert(block.id());
-    if (sequence.phase != Phase::kWaiting) reserved += sequence.reserved;
+    for (const Block& block : sequence.blocks) ++held[block.id()];
   }
-  if (held.size() != num_held) return "a block is held twice";
+  for (const auto& [block, count] : held) {
+    if (count != pool_.count(block)) return fmt::format("block {} is not held {}x", block, count);
+  }
   if (held.size() + pool_.num_free() != pool_.num_blocks()) {
     return fmt::format(
         "{} blocks held + {} free != {}", held.size(), pool_.num_free(), pool_.num_blocks());
-  }
-  if (reserved != reserved_blocks_ || reserved > pool_.num_blocks()) {
-    return fmt::format(
-        "{} blocks reserved, {} counted, {} there", reserved_blocks_, reserved, pool_.num_blocks());
   }
   return "";
 }
@@ -138,9 +150,10 @@ std::string Scheduler::check_slots() const {
   for (const auto& [id, sequence] : sequences_) {
     if (sequence.phase == Phase::kWaiting) continue;
     const SlotTable::Slot& slot = table_.slot(sequence.slot);
-    const bool same = slot.active &&
-                      slot.num_computed == static_cast<uint32_t>(sequence.num_computed) &&
-                      std::ranges::equal(slot.blocks, sequence.blocks, {}, {}, &Block::id);
+    const bool preempted = sequence.blocks.empty();  // they are others' now
+    const bool same =
+        slot.active && slot.num_computed == static_cast<uint32_t>(sequence.num_computed) &&
+        (preempted || std::ranges::equal(slot.blocks, sequence.blocks, {}, {}, &Block::id));
     if (!same) return fmt::format("request {} differs from its slot {}", id, sequence.slot);
     if (!used.insert(sequence.slot).second) return fmt::format("slot {} used twice", sequence.slot);
   }

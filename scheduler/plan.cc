@@ -1,5 +1,5 @@
-// plan(): decode rows first, then prefill chunks in order of arrival, then admissions while slots,
-// memory and budget last.
+// plan(): decode rows first, then prefill chunks by rank, then admissions while slots, memory and
+// budget last.
 #include <algorithm>
 #include <utility>
 
@@ -19,6 +19,7 @@ std::optional<StepPlan> Scheduler::plan(std::vector<Emission>& failed) {
   plan.sequence = next_plan_;
   InFlight record;
   record.number = next_plan_;
+  make_way();
   plan_decodes(plan, record);
   plan_prefills(plan, record);
   if (plan.rows.empty() && !filler_due()) {
@@ -51,57 +52,70 @@ bool Scheduler::filler_due() const {
 
 void Scheduler::plan_decodes(StepPlan& plan, InFlight& record) {
   // An even share of the decoding sequences, so that every stage has some at any time.
-  const auto& decoding = list(Phase::kDecode);
-  const int64_t share = std::min<int64_t>(
+  int64_t share = std::min<int64_t>(
       divide_up(size(Phase::kDecode), config_.pp), config_.max_num_batched_tokens);
-  for (int64_t i = 0; i < share && decode_due(*decoding.front()); ++i) {
-    add_row(*decoding.front(), 1, plan, record);
+  // Who finds no block is passed over, and may be preempted by one that comes after it.
+  std::vector<Sequence*> due;
+  for (Sequence* sequence : list(Phase::kDecode)) {
+    if (!decode_due(*sequence)) break;
+    due.push_back(sequence);
+  }
+  for (Sequence* sequence : due) {
+    if (share == 0) break;
+    if (sequence->phase != Phase::kDecode || secure_blocks(*sequence, 1) == 0) continue;
+    add_row(*sequence, 1, plan, record);
+    --share;
   }
   if (record.work.decode_rows > 0) last_decodes_ = record.work;
 }
 
-bool Scheduler::fits(const Sequence& sequence) const {
-  return !free_slots_.empty() && reserved_blocks_ + sequence.reserved <= pool_.num_blocks();
+// Tokens of the next chunk; the first that is cut short leaves no budget for others.
+int32_t Scheduler::chunk_of(
+    int32_t first, int32_t left, double limit, const InFlight& record, int32_t& budget) const {
+  const int32_t most = std::min({left, budget, kMaxRowTokens});
+  const int32_t count = fit_chunk(record.work, first, most, limit);
+  budget = count < most ? 0 : budget - count;
+  return count;
 }
 
 void Scheduler::plan_prefills(StepPlan& plan, InFlight& record) {
   int32_t budget = prefill_budget(record.work.decode_rows);
   const double limit = time_limit();
-  // The first chunk that is cut short is the last.
-  const auto next_chunk = [&](const Sequence& sequence) {
-    const int32_t most = std::min({sequence.prompt_left(), budget, kMaxRowTokens});
-    const int32_t count = fit_chunk(record.work, sequence.num_computed, most, limit);
-    budget = count < most ? 0 : budget - count;
-    return count;
-  };
-  // add_row moves a sequence on once its prompt is through, so the next one is looked up before.
-  const auto& prefill = list(Phase::kPrefill);
-  for (auto at = prefill.begin(); at != prefill.end() && budget > 0;) {
-    Sequence& sequence = **at++;
-    const int32_t count = next_chunk(sequence);
-    if (count > 0) add_row(sequence, count, plan, record);
+  const std::vector<Sequence*> prefill(list(Phase::kPrefill).begin(), list(Phase::kPrefill).end());
+  for (Sequence* sequence : prefill) {
+    if (budget <= 0) return;
+    if (sequence->phase != Phase::kPrefill) continue;  // preempted by one before it
+    int32_t count =
+        chunk_of(sequence->num_computed, sequence->prompt_left(), limit, record, budget);
+    count = secure_blocks(*sequence, count);
+    if (count > 0) add_row(*sequence, count, plan, record);
   }
-  const auto& waiting = list(Phase::kWaiting);
-  while (budget > 0 && !waiting.empty() && fits(*waiting.front())) {
-    Sequence& sequence = *waiting.front();
-    const int32_t count = next_chunk(sequence);
-    if (count == 0) break;
-    admit(sequence, plan);
-    add_row(sequence, count, plan, record);
-  }
+  plan_admissions(budget, limit, plan, record);
 }
 
-void Scheduler::admit(Sequence& sequence, StepPlan& plan) {
-  sequence.slot = free_slots_.back();
-  free_slots_.pop_back();
-  reserved_blocks_ += sequence.reserved;
-  sequence.blocks.reserve(sequence.reserved);
-  move(sequence, Phase::kPrefill);
-  Admission& admission = plan.admissions.emplace_back();
-  admission.slot = sequence.slot;
-  admission.num_prompt = static_cast<uint32_t>(sequence.num_prompt());
-  admission.sampling = sequence.request.sampling;
-  admission.token_ids = sequence.request.prompt;
+// Nobody overtakes the head of the queue.
+void Scheduler::plan_admissions(int32_t budget, double limit, StepPlan& plan, InFlight& record) {
+  const auto& waiting = list(Phase::kWaiting);
+  // Ids go to the ranks with their admission, those of cached blocks too: a plan has room for a
+  // budget of them and one sequence more.
+  int64_t num_ids = 0;
+  while (budget > 0 && num_ids < config_.max_num_batched_tokens && !waiting.empty() &&
+         !free_slots_.empty()) {
+    Sequence& head = *waiting.front();
+    const bool alone = list(Phase::kPrefill).empty() && list(Phase::kDecode).empty();
+    if (!alone && blocked_ == std::pair(head.id, std::max(blocked_.second, blocks_to_admit()))) {
+      return;
+    }
+    const Prefix prefix = find_prefix(head);
+    // Who shares what this plan computes waits for the next one.
+    if (prefix.computing || !fits(head, prefix)) return;
+    const auto first = static_cast<int32_t>(prefix.blocks.size()) * config_.block_size;
+    const int32_t count = chunk_of(first, head.target - first, limit, record, budget);
+    if (count == 0) return;
+    admit(head, prefix, plan);
+    num_ids += head.num_known();
+    add_row(head, count, plan, record);
+  }
 }
 
 void Scheduler::add_row(Sequence& sequence, int32_t count, StepPlan& plan, InFlight& record) {
@@ -112,15 +126,17 @@ void Scheduler::add_row(Sequence& sequence, int32_t count, StepPlan& plan, InFli
     record.work.add_decode(sequence.num_computed);
   } else {
     record.work.add_prefill(sequence.num_computed, count);
+    prompt_backlog_ -= count;
   }
-  prompt_backlog_ -= std::clamp(sequence.prompt_left(), 0, count);
   sequence.num_computed += count;
-  while (
-      static_cast<int64_t>(sequence.blocks.size()) * config_.block_size < sequence.num_computed) {
-    sequence.blocks.push_back(pool_.allocate());
-    row.new_blocks.push_back(sequence.blocks.back().id());
+  const auto num_blocks = static_cast<size_t>(blocks_for(sequence.num_computed));
+  while (sequence.blocks.size() < num_blocks) sequence.blocks.push_back(pool_.allocate());
+  for (; sequence.num_told < num_blocks; ++sequence.num_told) {
+    row.new_blocks.push_back(sequence.blocks[sequence.num_told].id());
   }
+  publish(sequence, next_plan_);
   ++sequence.in_flight;
+  sequence.last_row = next_plan_;
   const bool output = sequence.prompt_left() <= 0;
   if (output) {
     row.output = Output::kLast;
@@ -131,8 +147,8 @@ void Scheduler::add_row(Sequence& sequence, int32_t count, StepPlan& plan, InFli
   record.rows.push_back({&sequence, count, output});
 }
 
-// Unreachable while admission counts reservations alone; it is what keeps the engine moving
-// whatever an admission rule may come to depend on.
+// Unreachable: every request fits an empty pool, and the first by rank can take blocks from all
+// others. It is what keeps the engine moving whatever an admission rule may come to depend on.
 void Scheduler::fail_oldest(std::vector<Emission>& failed) {
   Sequence& oldest = *list(Phase::kWaiting).front();
   failed.push_back({.id = oldest.id,

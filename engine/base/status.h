@@ -20,6 +20,7 @@ enum class ErrorCode : uint8_t {
   kUnavailable,            // loading, draining, worker lost: HTTP 503
   kCancelled,              // the client went away
   kInternal,               // ours: HTTP 500
+  kTimeout,                // the request's own deadline passed: HTTP 504
 };
 
 // The end of one request that went wrong, or ok. `param` names the request's field, or is empty.

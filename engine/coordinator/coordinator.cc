@@ -27,7 +27,9 @@ void Coordinator::on(SubmitEvent& event) {
       return refuse(event.id, ErrorCode::kUnavailable, "the engine has ended; retry later");
     case Life::kServing: break;
   }
-  Status status = scheduler_->add(event.id, std::move(event.request));
+  const int64_t timeout = event.request.timeout_ms;
+  Status status =
+      scheduler_->add(event.id, std::move(event.request), timeout > 0 ? now_ + timeout : INT64_MAX);
   if (!status.ok()) {
     return emit({.id = event.id, .finish = FinishReason::kError, .status = std::move(status)});
   }

@@ -18,6 +18,9 @@ void Coordinator::on(TickEvent&) {
     last_step_ = now_;
   }
   if (life_ == Life::kLoading) watch_loading();
+  if (serving()) {
+    for (Emission& emission : scheduler_->expire(now_)) emit(std::move(emission));
+  }
   if (serving()) watch_heartbeats();
   if (serving()) watch_progress();
 }

@@ -44,6 +44,9 @@ struct Request {
   int32_t max_tokens = 16;              // at least 1; prompt + max_tokens <= context length
   int32_t min_tokens = 0;               // no stop id ends the request before
   std::vector<int32_t> stop_token_ids;  // EOS ids included, unless ignore_eos
+  int32_t priority = 0;  // higher goes first and may take the place of lower (scheduler/README.md)
+  int64_t timeout_ms = 0;   // from its submission to its end; 0: none
+  uint64_t cache_salt = 0;  // requests of different salts share no cached prefix
 };
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kError };

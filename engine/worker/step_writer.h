@@ -15,12 +15,13 @@ namespace millrace {
 
 inline constexpr int64_t kHeaderWords = sizeof(StepHeader) / 4;
 
-// Room for the largest step. The ids of one plan's admissions: all but the last prompt are computed
-// in the plan, so they are within its budget.
+// Room for the largest step. The ids of one plan's admissions: the scheduler stops admitting when
+// they reach the budget, so they are less than that and one whole sequence. The same of blocks,
+// those of cached prefixes included.
 inline int64_t step_words(const EngineConfig& config, int num_lanes, int32_t max_position) {
   const int64_t rows = config.max_num_seqs;
   const int64_t tokens = config.max_num_batched_tokens;
-  const int64_t blocks = tokens / config.block_size + 2 * rows;
+  const int64_t blocks = (tokens + max_position) / config.block_size + 2 * rows;
   const auto admission = static_cast<int64_t>(sizeof(AdmittedSlot) / 4);
   return kHeaderWords + 4 * rows + 2 + 3 * (rows * (num_lanes + 1) + blocks) + rows * admission +
          tokens + max_position;

@@ -28,6 +28,7 @@ int http_status(ErrorCode code) {
     case ErrorCode::kUnavailable:
     case ErrorCode::kCancelled: return 503;
     case ErrorCode::kInternal: return 500;
+    case ErrorCode::kTimeout: return 504;
   }
   return 500;
 }
@@ -38,6 +39,7 @@ std::string error_json(const Status& status) {
   if (status.code == ErrorCode::kNotFound) code = "model_not_found";
   if (status.code == ErrorCode::kOverloaded) code = "overloaded";
   if (status.code == ErrorCode::kUnavailable) code = "unavailable";
+  if (status.code == ErrorCode::kTimeout) code = "timeout";
   return error_json(http_status(status.code), status.message, status.param, code);
 }
 

@@ -23,8 +23,16 @@ StepResult FakeReplica::run(const StepPlan& plan) {
   EXPECT_EQ(table_.hash(), plan.slot_hash);
   EXPECT_LE(plan.num_tokens(), config_.max_num_batched_tokens);
   for (const Admission& admission : plan.admissions) {
-    const auto num_prompt = static_cast<int64_t>(admission.token_ids.size());
-    slots_[admission.slot] = {admission.token_ids[0], ++tenants_, num_prompt, {}, num_prompt};
+    const auto& ids = admission.token_ids;
+    Slot& slot = slots_[admission.slot] = {};
+    slot.key = ids[0];
+    slot.num_admitted = static_cast<int64_t>(ids.size());
+    for (size_t i = 0; i < ids.size(); ++i) {
+      slot.know(ids[i]);
+      if (i >= admission.num_prompt) {  // it comes back with what it sampled before
+        EXPECT_EQ(ids[i], fake_token(slot.key, static_cast<int64_t>(i)));
+      }
+    }
   }
   StepResult result;
   result.sequence = plan.sequence;
@@ -44,23 +52,23 @@ void FakeReplica::run_row(const StepPlan& plan, const Row& row, StepResult& resu
   Slot& slot = slots_[row.slot];
   const int64_t end = table_.slot(row.slot).num_computed;
   const int64_t begin = end - row.count;
-  ASSERT_LE(end, slot.num_ids) << "plan " << plan.sequence << " computes an id nobody sampled";
+  ASSERT_LE(end, slot.num_ids()) << "plan " << plan.sequence << " computes an id nobody sampled";
   for (int64_t p = begin; p < end; ++p) {
-    if (p >= slot.num_prompt) {  // the id has to have come from the last stage to the first
-      const uint64_t sampled = slot.sampled_in[static_cast<size_t>(p - slot.num_prompt)];
+    if (p >= slot.num_admitted) {  // the id has to have come from the last stage to the first
+      const uint64_t sampled = slot.sampled_in[static_cast<size_t>(p - slot.num_admitted)];
       EXPECT_LE(sampled + static_cast<uint64_t>(config_.pp), plan.sequence);
     }
-    cell(row.slot, p) = {slot.tenant, p};
+    cell(row.slot, p) = {slot.contents[static_cast<size_t>(p)], p};
   }
-  // What this row attends to is still its own.
+  // What this row attends to is of its own ids, whoever computed it.
   for (int64_t p = 0; p < begin; ++p) {
     const Cell& seen = cell(row.slot, p);
-    ASSERT_TRUE(seen.tenant == slot.tenant && seen.position == p)
+    ASSERT_TRUE(seen.content == slot.contents[static_cast<size_t>(p)] && seen.position == p)
         << "plan " << plan.sequence << ", slot " << row.slot << ", position " << p;
   }
-  EXPECT_EQ(row.output == Output::kLast, end >= slot.num_prompt);
+  EXPECT_EQ(row.output == Output::kLast, end >= slot.num_admitted);
   if (row.output == Output::kNone) return;
-  ASSERT_EQ(end, slot.num_ids) << "a token is sampled twice";
+  ASSERT_EQ(end, slot.num_ids()) << "a token is sampled twice";
   RowResult& out = result.rows.emplace_back();
   out.slot = row.slot;
   const int32_t token = fake_token(slot.key, end);
@@ -70,7 +78,7 @@ void FakeReplica::run_row(const StepPlan& plan, const Row& row, StepResult& resu
     out.tokens.push_back({token, 0, {}});
   }
   slot.sampled_in.push_back(plan.sequence);
-  ++slot.num_ids;
+  slot.know(token);
 }
 
 }  // namespace millrace

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/base/hash.h"
 #include "engine/protocol/slot_table.h"
 #include "scheduler/scheduler.h"
 
@@ -26,13 +27,17 @@ class FakeReplica {
  private:
   struct Slot {
     int32_t key = 0;
-    uint64_t tenant = 0;               // one number per admission
-    int64_t num_ids = 0;               // known: prompt, then sampled
-    std::vector<uint64_t> sampled_in;  // the plan that sampled id num_prompt + i
-    int64_t num_prompt = 0;
+    std::vector<uint64_t> contents;    // of ids [0, i], known: admitted, then sampled
+    std::vector<uint64_t> sampled_in;  // the plan that sampled id num_admitted + i
+    int64_t num_admitted = 0;
+    void know(int32_t id) {
+      contents.push_back(
+          hash_combine(contents.empty() ? 0 : contents.back(), static_cast<uint64_t>(id)));
+    }
+    int64_t num_ids() const { return static_cast<int64_t>(contents.size()); }
   };
-  struct Cell {  // what a position of a block holds
-    uint64_t tenant = 0;
+  struct Cell {            // what a position of a block holds
+    uint64_t content = 0;  // of the ids up to it
     int64_t position = -1;
   };
   void run_row(const StepPlan& plan, const Row& row, StepResult& result);
@@ -42,7 +47,6 @@ class FakeReplica {
   SlotTable table_;
   std::vector<Slot> slots_;
   std::vector<Cell> cells_;
-  uint64_t tenants_ = 0;
 };
 
 }  // namespace millrace

@@ -17,7 +17,9 @@ namespace millrace {
 
 inline Request make_request(int prompt, int max_tokens, std::vector<int32_t> stops = {}) {
   Request request;
+  static int32_t next = 100;
   request.prompt.assign(static_cast<size_t>(prompt), 7);
+  request.prompt[0] = next++;  // no two have a prefix in common
   request.max_tokens = max_tokens;
   request.stop_token_ids = std::move(stops);
   return request;

@@ -148,6 +148,41 @@ TEST(Plan, MemoryIsReservedAndAdmissionWaitsInOrder) {
   EXPECT_EQ(h.plan(), "-0 0:40+3* 1:4+1*");
 }
 
+TEST(Plan, APrefixIsSharedFromTheNextPlanOnWithinATenant) {
+  Harness h(make_config(1, 40));
+  const Request request = make_request(40, 2);
+  h.scheduler.add(1, request).ok();
+  h.scheduler.add(2, request).ok();
+  Request other = request;
+  other.cache_salt = 9;
+  EXPECT_EQ(h.plan(), "0:40+3*");
+  EXPECT_EQ(h.plan(), "0:1* 1:8+3*");  // two full blocks are there, eight tokens are left
+  EXPECT_EQ(h.scheduler.stats().prefix_hit_tokens, 32u);
+  h.scheduler.add(3, other).ok();
+  h.commit();
+  EXPECT_EQ(h.plan(), "1:1* 2:39+3");
+  EXPECT_EQ(h.scheduler.stats().prefix_hit_tokens, 32u);
+}
+
+TEST(Plan, HigherPriorityTakesTheBlocksOfLowerWhichComesBackWhole) {
+  Harness h(make_config(1, 2048, 4));
+  h.scheduler.add(1, make_request(33, 20)).ok();  // three blocks of four
+  EXPECT_EQ(h.plan(), "0:33+3*");
+  h.commit(5);
+  Request urgent = make_request(40, 1);
+  urgent.priority = 1;
+  h.scheduler.add(2, urgent).ok();
+  EXPECT_EQ(h.plan(), "-0 0:40+3*");
+  EXPECT_EQ(h.scheduler.stats().preemptions, 1u);
+  h.commit();
+  std::vector<Emission> failed;
+  const auto plan = h.scheduler.plan(failed);
+  ASSERT_TRUE(plan && plan->admissions.size() == 1);
+  EXPECT_EQ(plan->admissions[0].num_prompt, 33u);
+  ASSERT_EQ(plan->admissions[0].token_ids.size(), 34u);
+  EXPECT_EQ(plan->admissions[0].token_ids[33], 5);
+}
+
 TEST(Plan, SlotsLimitAdmission) {
   SchedulerConfig config = make_config(1);
   config.max_num_seqs = 2;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <deque>
 #include <map>
 #include <random>
@@ -77,6 +78,8 @@ class Walk {
 
   uint64_t plans_hash() const { return plans_hash_; }
   const std::array<int, 5>& ended() const { return ended_; }  // by reason
+  int num_expired() const { return num_expired_; }
+  SchedulerStats stats() const { return scheduler_.stats(); }
 
  private:
   struct Open {
@@ -94,7 +97,12 @@ class Walk {
     const bool is_long = draw(0, 9) == 0;
     const int64_t room = int64_t{config_.num_blocks} * config_.block_size;
     request.prompt.assign(static_cast<size_t>(draw(1, is_long ? 400 : 60)), 1);
-    request.prompt[0] = static_cast<int32_t>(next_id_);
+    // Eight in a row have a beginning in common, of any length.
+    request.prompt[0] = static_cast<int32_t>(next_id_ / 8);
+    const size_t common = static_cast<size_t>(draw(1, 200));
+    for (size_t i = common; i < request.prompt.size(); ++i) request.prompt[i] = draw(2, 99);
+    request.priority = draw(0, 4) == 0 ? draw(-2, 2) : 0;
+    const int64_t deadline = draw(0, 9) == 0 ? num_commits_ + draw(1, 300) : INT64_MAX;
     request.max_tokens = draw(1, is_long ? 60 : 25);
     request.min_tokens = draw(0, 3) == 0 ? draw(0, request.max_tokens) : 0;
     for (int n = draw(0, 2); n > 0; --n) {
@@ -102,10 +110,10 @@ class Walk {
     }
     const int64_t length = static_cast<int64_t>(request.prompt.size()) + request.max_tokens;
     const Answer answer = answer_of(request);
-    const Status status = scheduler_.add(next_id_, std::move(request));
+    const Status status = scheduler_.add(next_id_, std::move(request), deadline);
     if (length > room) {
       EXPECT_EQ(status.code, ErrorCode::kInvalidArgument);
-    } else if (scheduler_.stats().waiting == config_.max_queue && !status.ok()) {
+    } else if (scheduler_.stats().waiting >= config_.max_queue && !status.ok()) {
       EXPECT_EQ(status.code, ErrorCode::kOverloaded);
     } else {
       EXPECT_TRUE(status.ok()) << status.message;
@@ -146,6 +154,11 @@ class Walk {
     }
     for (const Emission& emission : scheduler_.commit(result)) take(emission);
     ++num_commits_;
+    for (const Emission& emission : scheduler_.expire(num_commits_)) {
+      EXPECT_EQ(emission.status.code, ErrorCode::kTimeout);
+      EXPECT_EQ(open_.erase(emission.id), 1u);
+      ++num_expired_;
+    }
   }
 
   void take(const Emission& emission) {
@@ -176,6 +189,7 @@ class Walk {
   std::map<RequestId, Open> open_;
   RequestId next_id_ = 1;
   int num_commits_ = 0;
+  int num_expired_ = 0;
   uint64_t plans_hash_ = 0;
   std::array<int, 5> ended_{};
 };
@@ -196,14 +210,26 @@ class WalkTest : public testing::TestWithParam<int> {};
 TEST_P(WalkTest, EveryRequestGetsItsAnswerOnce) {
   const int pp = GetParam();
   std::array<int, 5> ended{};
+  int num_expired = 0;
+  uint64_t num_preempted = 0;
+  uint64_t num_hits = 0;
+  // 10^7 steps: MILLRACE_WALK_COMMITS=420000.
+  const char* longer = std::getenv("MILLRACE_WALK_COMMITS");
+  const int num_commits = longer != nullptr ? std::atoi(longer) : 4200;
   for (int size = 0; size < 3; ++size) {
     SCOPED_TRACE(size);
     Walk walk(walk_config(pp, size), static_cast<uint64_t>(pp * 10 + size));
-    walk.run(4200);
+    walk.run(num_commits);
     if (HasFailure()) return;
+    num_expired += walk.num_expired();
+    num_preempted += walk.stats().preemptions;
+    num_hits += walk.stats().prefix_hit_tokens;
     for (size_t i = 0; i < ended.size(); ++i) ended[i] += walk.ended()[i];
   }
   // The walk went where it should.
+  EXPECT_GT(num_expired, 20);
+  EXPECT_GT(num_preempted, 100u);
+  EXPECT_GT(num_hits, 1000u);
   EXPECT_GT(ended[static_cast<size_t>(FinishReason::kLength)], 500);
   EXPECT_GT(ended[static_cast<size_t>(FinishReason::kStop)], 100);
   EXPECT_GT(ended[static_cast<size_t>(FinishReason::kError)], 10);

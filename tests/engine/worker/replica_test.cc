@@ -111,6 +111,31 @@ TEST(Replica, ChunkingDoesNotChangeAnId) {
   }
 }
 
+TEST(Replica, PreemptionAndSharedPrefixesDoNotChangeAnId) {
+  std::vector<Request> requests;
+  for (uint64_t i = 0; i < 6; ++i) {
+    requests.push_back(request(20, i, 28));
+    const Request first = requests[0];
+    std::copy_n(first.prompt.begin(), 17, requests.back().prompt.begin());
+    requests.back().sampling.temperature = 0.9f;
+    requests.back().sampling.frequency_penalty = 0.5f;
+    requests.back().sampling.repetition_penalty = 1.1f;
+  }
+  EngineConfig config = tiny(1, 2);
+  config.kv_cache_bytes = 96 << 10;  // fewer blocks than they come to hold together
+  LocalReplica replica(config);
+  std::vector<RequestId> ids;
+  for (const Request& r : requests) ids.push_back(replica.submit(r));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const auto& answer = replica.wait(ids[i]);
+    ASSERT_EQ(answer.finish, FinishReason::kLength) << answer.status.message;
+    EXPECT_EQ(answer.ids(), alone(requests[i], 1, 2)) << i;
+  }
+  EXPECT_EQ(replica.check_integrity(), "");
+  EXPECT_GT(replica.stats().scheduler.preemptions, 0u);
+  EXPECT_GT(replica.stats().scheduler.prefix_hit_tokens, 0u);
+}
+
 TEST(Replica, StopIdsEndARequestAndItsSlotServesAgain) {
   const Request r = request(20, 11, 30);
   const auto ids = alone(r);
