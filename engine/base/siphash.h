@@ -6,11 +6,19 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <random>
 #include <span>
 
 namespace millrace {
 
 using SipKey = std::array<uint64_t, 2>;
+
+// From the operating system; nobody outside this process knows it.
+inline SipKey random_sip_key() {
+  std::random_device source;  // the kernel's generator or the processor's, never a seeded one
+  const auto word = [&] { return uint64_t{source()} << 32 | source(); };
+  return {word(), word()};
+}
 
 inline uint64_t siphash(const SipKey& key, std::span<const uint8_t> data) {
   static_assert(std::endian::native == std::endian::little);

@@ -95,7 +95,8 @@ void Coordinator::start_serving() {
       .max_num_seqs = engine.max_num_seqs,
       .max_num_batched_tokens = engine.max_num_batched_tokens,
       .max_queue = config_.max_queue,
-      .max_stretch = config_.max_stretch});
+      .max_stretch = config_.max_stretch,
+      .cache_key = config_.cache_key});
   for (Rank& rank : ranks_) rank.last_heard = now_;
   life_ = Life::kServing;
   send_all(FrameType::kStart, encode(Start{num_blocks}));

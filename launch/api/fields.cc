@@ -7,6 +7,7 @@
 #include <set>
 
 #include "engine/base/log.h"
+#include "engine/base/siphash.h"
 
 namespace millrace {
 namespace {
@@ -19,6 +20,7 @@ constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxStopTokens = 128;
+constexpr size_t kMaxSaltBytes = 128;
 
 // A field's value that is neither absent nor null, held to a type and a range.
 struct Value {
@@ -94,6 +96,20 @@ void read_stop_token_ids(Value value, CallFields& fields) {
     fields.request.stop_token_ids.push_back(Value{item, value.name}.integer32(0));
 }
 
+// Requests of one salt share cached prefixes, and only they. What the client wrote stays here; the
+// engine sees a number that no client can choose.
+void read_cache_salt(Value value, CallFields& fields) {
+  static const SipKey key = random_sip_key();
+  const json::string* salt = value.json.if_string();
+  const auto is_printable = [](char c) { return c >= ' ' && c <= '~'; };
+  if (salt == nullptr || salt->empty() || salt->size() > kMaxSaltBytes ||
+      !std::ranges::all_of(*salt, is_printable))
+    refuse_field(value.name,
+        fmt::format("must be a string of 1 to {} printable ASCII bytes", kMaxSaltBytes));
+  fields.request.cache_salt =
+      siphash(key, {reinterpret_cast<const uint8_t*>(salt->data()), salt->size()});
+}
+
 void read_stream_options(Value value, CallFields& fields) {
   if (!value.json.is_object()) refuse_field("stream_options", "must be an object");
   fields.has_stream_options = true;
@@ -152,6 +168,7 @@ constexpr Field kFields[] = {
     {"return_token_ids", kBoth, [](Value v, F& f) { f.call.return_token_ids = v.boolean(); }},
     // How the prompt is made.
     {"add_special_tokens", kBoth, [](Value v, F& f) { f.add_special_tokens = v.boolean(); }},
+    {"cache_salt", kBoth, read_cache_salt},
     {"add_generation_prompt", kChat, [](Value v, F& f) { f.add_generation_prompt = v.boolean(); }},
 };
 
@@ -181,16 +198,15 @@ const Refused kRefused[] = {
     {kChat, is_text_only, {"modalities"}},
 };
 
-// They change nothing about the answer: bookkeeping of OpenAI's service, or hints. (cache_salt: no
-// prefix is shared between requests.)
+// They change nothing about the answer: bookkeeping of OpenAI's service, or hints.
 struct NoEffect {
   Kinds kinds;
   std::vector<std::string_view> names;
 };
 const NoEffect kNoEffect[] = {
     {kBoth,
-        {"cache_salt", "metadata", "parallel_tool_calls", "prompt_cache_key", "request_id",
-            "safety_identifier", "service_tier", "spaces_between_special_tokens", "store", "user"}},
+        {"metadata", "parallel_tool_calls", "prompt_cache_key", "request_id", "safety_identifier",
+            "service_tier", "spaces_between_special_tokens", "store", "user"}},
     {kChat, {"verbosity"}},
 };
 

@@ -10,6 +10,7 @@
 #include "engine/base/file.h"
 #include "engine/base/hash.h"
 #include "engine/base/log.h"
+#include "engine/base/siphash.h"
 #include "engine/base/thread_pool.h"
 
 namespace millrace {
@@ -105,6 +106,19 @@ TEST(Hash, MixIsABijectionOnASample) {
   std::sort(seen.begin(), seen.end());
   EXPECT_EQ(std::unique(seen.begin(), seen.end()), seen.end());
   EXPECT_NE(hash_combine(1, 2), hash_combine(2, 1));
+}
+
+// The vectors of the paper's appendix A and of its reference code: key 00..0f, data 00, 01, ...
+TEST(SipHash, IsThatOfThePaper) {
+  const SipKey key = {0x0706050403020100, 0x0f0e0d0c0b0a0908};
+  const std::pair<size_t, uint64_t> expected[] = {{0, 0x726fdb47dd0e0e31}, {1, 0x74f839c593dc67fd},
+      {7, 0xab0200f58b01d137}, {8, 0x93f5f5799a932462}, {15, 0xa129ca6149be45e5}};
+  std::vector<uint8_t> data;
+  for (const auto& [size, hash] : expected) {
+    while (data.size() < size) data.push_back(static_cast<uint8_t>(data.size()));
+    EXPECT_EQ(siphash(key, data), hash) << size;
+  }
+  EXPECT_NE(random_sip_key(), random_sip_key());
 }
 
 TEST(Log, LevelsByName) {

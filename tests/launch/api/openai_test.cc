@@ -186,6 +186,22 @@ TEST_F(OpenAi, ValuesThatAskForNothingPass) {
   EXPECT_EQ(refusal(ApiKind::kCompletion, R"("suffix":null,"best_of":1,"suffix2":1)").message, "");
 }
 
+TEST_F(OpenAi, OneSaltIsOneNumberAndOthersAreOthers) {
+  const auto salt = [&](const std::string& fields) {
+    return parse(ApiKind::kCompletion, fields).choices[0].request.cache_salt;
+  };
+  const std::string longest(128, '~');
+  EXPECT_EQ(salt(""), 0u);
+  EXPECT_EQ(salt(R"("cache_salt":null)"), 0u);
+  EXPECT_NE(salt(R"("cache_salt":"a")"), 0u);
+  EXPECT_EQ(salt(R"("cache_salt":"a")"), salt(R"("cache_salt":"a")"));
+  EXPECT_NE(salt(R"("cache_salt":"a")"), salt(R"("cache_salt":"b")"));
+  EXPECT_NE(salt("\"cache_salt\":\"" + longest + "\""), 0u);
+  for (const std::string& wrong : {std::string(R"("")"), std::string("5"), std::string(R"(["a"])"),
+           std::string(R"("a\nb")"), std::string("\"\u00e9\""), "\"" + longest + "~\""})
+    EXPECT_EQ(refusal(ApiKind::kChat, "\"cache_salt\":" + wrong).param, "cache_salt") << wrong;
+}
+
 TEST_F(OpenAi, StopsAndOptionsAreHeldToTheirShapes) {
   const auto refused = [&](const std::string& fields, const std::string& param) {
     EXPECT_EQ(refusal(ApiKind::kChat, fields).param, param) << fields;
