@@ -18,6 +18,13 @@ class DeviceComm {
   // x (contiguous; f32, on GPUs f16 or bf16 as well) = sum over ranks: the same bits on every rank,
   // and on the CPU, where it is added in rank order, in every batch.
   virtual void all_reduce_sum(const TensorView& x) = 0;
+  // residual += sum over ranks of x, then out = rms_norm(residual) · weight (f32 [H]), in one
+  // launch; x, residual, out: act [T, H], contiguous. False, and nothing is done, where there is no
+  // such launch for this size; the same answer on every rank.
+  virtual bool all_reduce_add_norm(const TensorView& /*x*/, const TensorView& /*residual*/,
+      const TensorView& /*weight*/, float /*eps*/, const TensorView& /*out*/) {
+    return false;
+  }
   // out [T, sum of cols]: row t is the ranks' rows t side by side; `cols` has each rank's width.
   // mine: f32 [T, cols[rank]], contiguous; out contiguous.
   virtual void all_gather_cols(

@@ -7,7 +7,7 @@
 #include <span>
 
 #include "comm/device_comm.h"
-#include "engine/core/tensor.h"
+#include "engine/kernels/ops.h"
 
 namespace millrace {
 
@@ -20,6 +20,10 @@ class TpOps {
   int size() const { return comm_.size(); }
   // After a row-parallel linear or the vocabulary-parallel embedding: x = sum over ranks.
   void reduce(const TensorView& x);
+  // After a row-parallel linear: residual += sum over ranks of x, then out = rms_norm(residual); no
+  // norm where `weight` is an empty view. x is overwritten.
+  void reduce_add_norm(Ops& ops, const TensorView& x, const TensorView& residual,
+      const TensorView& weight, float eps, const TensorView& out);
   // After the vocabulary-parallel head: logits of all shards side by side, the same on every rank.
   void gather_logits(
       const TensorView& mine, std::span<const int64_t> shard_sizes, const TensorView& out);

@@ -136,6 +136,19 @@ class Ops {
   // bias: act [N] or an empty view; out: act or f32 [T, N], its rows may be strided.
   virtual void linear(
       const TensorView& x, const TensorView& w, const TensorView& bias, const TensorView& out) = 0;
+  // to += x · wᵀ (+ bias). to: act [T, N]; scratch: act [T, N], may be written.
+  virtual void linear_add(const TensorView& x, const TensorView& w, const TensorView& bias,
+      const TensorView& scratch, const TensorView& to) {
+    linear(x, w, bias, scratch);
+    add(to, scratch);
+  }
+  // out = silu(x · gateᵀ) * (x · upᵀ), biases added before. w: [2 I, K] rows of gate, then of up;
+  // scratch: act [T, 2 I], may be written; out: act [T, I].
+  virtual void gated_linear(const TensorView& x, const TensorView& w, const TensorView& bias,
+      const TensorView& scratch, const TensorView& out) {
+    linear(x, w, bias, scratch);
+    silu_mul(scratch.slice_cols(0, out.cols()), scratch.slice_cols(out.cols(), out.cols()), out);
+  }
   // Rotates q in place and k, then writes k and v to the cache at each token's position.
   // q: act [T, Hq*D]; k, v: act [T, Hkv*D] (rows may be strided).
   virtual void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,

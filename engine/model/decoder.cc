@@ -140,25 +140,26 @@ void Decoder::forward(const TensorView& hidden, const BatchView& batch,
   const int64_t tokens = hidden.rows();
   CHECK(tokens == batch.num_tokens && tokens <= limits_.max_tokens, "{} rows", tokens);
   CHECK(caches.size() == layers_.size(), "{} caches for {} layers", caches.size(), layers_.size());
+  const float eps = config_.rms_norm_eps;
   const TensorView normed = work_.normed.view.slice_rows(0, tokens);
   const TensorView projected = work_.projected.view.slice_rows(0, tokens);
+  const TensorView activation = work_.activation.view.slice_rows(0, tokens);
+  ops_.rms_norm(hidden, layers_.front().attention_norm.view, eps, normed);
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
-    if (i == 0) {
-      ops_.rms_norm(hidden, layer.attention_norm.view, config_.rms_norm_eps, normed);
-    } else {
-      ops_.add_rms_norm(projected, hidden, layer.attention_norm.view, config_.rms_norm_eps, normed);
-    }
-    attend(layer, normed, batch, caches[i], projected);
-    ops_.add_rms_norm(projected, hidden, layer.mlp_norm.view, config_.rms_norm_eps, normed);
-    feed_forward(layer, normed, projected);
+    const TensorView attended = attend(layer, normed, batch, caches[i]);
+    layer.attention_out.forward_add_norm(
+        ops_, tp_, attended, projected, hidden, layer.mlp_norm.view, eps, normed);
+    layer.gate_up.forward_gated(ops_, normed, work_.gate_up.view.slice_rows(0, tokens), activation);
+    const bool last = i + 1 == layers_.size();
+    layer.down.forward_add_norm(ops_, tp_, activation, projected, hidden,
+        last ? TensorView() : layers_[i + 1].attention_norm.view, eps, normed);
     progress.fetch_add(1, std::memory_order_relaxed);
   }
-  ops_.add(hidden, projected);
 }
 
-void Decoder::attend(const Layer& layer, const TensorView& normed, const BatchView& batch,
-    const KvCacheView& cache, const TensorView& projected) {
+TensorView Decoder::attend(const Layer& layer, const TensorView& normed, const BatchView& batch,
+    const KvCacheView& cache) {
   const int64_t tokens = normed.rows();
   const int64_t q_width = int64_t{attention_shape_.num_heads} * attention_shape_.head_dim;
   const int64_t kv_width = int64_t{attention_shape_.num_kv_heads} * attention_shape_.head_dim;
@@ -169,20 +170,7 @@ void Decoder::attend(const Layer& layer, const TensorView& normed, const BatchVi
   ops_.rope_kv_write(q, qkv.slice_cols(q_width, kv_width),
       qkv.slice_cols(q_width + kv_width, kv_width), rope_, attention_shape_, batch, cache);
   ops_.attention(q, cache, attention_shape_, batch, out);
-  layer.attention_out.forward(ops_, out, projected);
-  tp_.reduce(projected);
-}
-
-void Decoder::feed_forward(
-    const Layer& layer, const TensorView& normed, const TensorView& projected) {
-  const int64_t tokens = normed.rows();
-  const TensorView gate_up = work_.gate_up.view.slice_rows(0, tokens);
-  const TensorView activation = work_.activation.view.slice_rows(0, tokens);
-  layer.gate_up.forward(ops_, normed, gate_up);
-  ops_.silu_mul(gate_up.slice_cols(0, intermediate_),
-      gate_up.slice_cols(intermediate_, intermediate_), activation);
-  layer.down.forward(ops_, activation, projected);
-  tp_.reduce(projected);
+  return out;
 }
 
 void Decoder::compute_logits(const TensorView& hidden, std::span<const int32_t> rows) {

@@ -77,9 +77,9 @@ class Decoder {
   void load_layers(WeightLoader& loader, const Stage& stage);
   void load_vocabulary(WeightLoader& loader, const Stage& stage);
   void allocate_workspace(const Stage& stage, Device& device);
-  void attend(const Layer& layer, const TensorView& normed, const BatchView& batch,
-      const KvCacheView& cache, const TensorView& projected);
-  void feed_forward(const Layer& layer, const TensorView& normed, const TensorView& projected);
+  // What the heads give: act [T, Hq * D], in the workspace.
+  TensorView attend(const Layer& layer, const TensorView& normed, const BatchView& batch,
+      const KvCacheView& cache);
 
   ModelConfig config_;
   DecoderLimits limits_;

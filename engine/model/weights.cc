@@ -29,6 +29,31 @@ void Linear::forward(Ops& ops, const TensorView& x, const TensorView& out) const
   }
 }
 
+void Linear::forward_gated(
+    Ops& ops, const TensorView& x, const TensorView& scratch, const TensorView& out) const {
+  if (parts_.size() == 1) {
+    const Part& both = parts_.front();
+    return ops.gated_linear(x, both.weight.view, both.bias.view, scratch, out);
+  }
+  forward(ops, x, scratch);
+  ops.silu_mul(scratch.slice_cols(0, out.cols()), scratch.slice_cols(out.cols(), out.cols()), out);
+}
+
+void Linear::forward_add_norm(Ops& ops, TpOps& tp, const TensorView& x, const TensorView& scratch,
+    const TensorView& hidden, const TensorView& norm, float eps, const TensorView& normed) const {
+  if (tp.size() > 1) {
+    forward(ops, x, scratch);
+    tp.reduce_add_norm(ops, scratch, hidden, norm, eps, normed);
+    return;
+  }
+  for (const Part& part : parts_) {
+    const int64_t n = part.weight.view.rows();
+    ops.linear_add(x, part.weight.view, part.bias.view, scratch.slice_cols(part.column, n),
+        hidden.slice_cols(part.column, n));
+  }
+  if (norm.data != nullptr) ops.rms_norm(hidden, norm, eps, normed);
+}
+
 WeightLoader::WeightLoader(
     const Checkpoint& checkpoint, Device& device, std::function<void()> on_tensor)
     : checkpoint_(checkpoint), device_(device), on_tensor_(std::move(on_tensor)) {}

@@ -10,6 +10,7 @@
 #include "engine/core/device.h"
 #include "engine/kernels/ops.h"
 #include "engine/model/checkpoint.h"
+#include "parallel/tp_ops.h"
 
 namespace millrace {
 
@@ -28,6 +29,13 @@ class Linear {
  public:
   // x: [T, in]; out: [T, n], n the outputs of all matrices.
   void forward(Ops& ops, const TensorView& x, const TensorView& out) const;
+  // Of gate and up side by side: out = silu(gate) * up. scratch: [T, 2 I], out: [T, I].
+  void forward_gated(
+      Ops& ops, const TensorView& x, const TensorView& scratch, const TensorView& out) const;
+  // Row-parallel: hidden += the sum over ranks of x · Wᵀ + b, then normed = rms_norm(hidden); no
+  // norm where its weight is an empty view. scratch: as hidden [T, H].
+  void forward_add_norm(Ops& ops, TpOps& tp, const TensorView& x, const TensorView& scratch,
+      const TensorView& hidden, const TensorView& norm, float eps, const TensorView& normed) const;
   struct Part {
     Tensor weight;       // [n, in]
     Tensor bias;         // act [n], or empty
