@@ -5,8 +5,8 @@
 
 #include <cuda_runtime.h>
 
+#include "engine/core/cuda/launch.cuh"
 #include "engine/kernels/cuda/kernels.h"
-#include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/math.cuh"
 
 namespace millrace::cuda {

@@ -8,8 +8,8 @@
 // k in turn and are summed in warp order: the same bits at every run.
 #include <algorithm>
 
+#include "engine/core/cuda/launch.cuh"
 #include "engine/kernels/cuda/gemm.h"
-#include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/math.cuh"
 
 namespace millrace::cuda {
