@@ -29,13 +29,14 @@ struct EngineConfig {
   ActivationType dtype = ActivationType::kAuto;
   bool dummy_weights = false;  // random weights of the config's shapes, no file is read
   bool tune = false;           // measure GEMM algorithms that the cache does not know
+  bool profile = false;        // every rank tells its times of every step (trace.h)
 };
 
 void fields(auto& io, Is<EngineConfig> auto& config) {
   io(config.model_path, config.tp, config.pp, config.pp_layers, config.block_size,
       config.kv_cache_bytes, config.max_num_seqs, config.max_num_batched_tokens,
       config.max_model_len, config.threads, config.timeout_s, config.device, config.dtype,
-      config.dummy_weights, config.tune);
+      config.dummy_weights, config.tune, config.profile);
 }
 // Every number in the range its comment names. Whether pp_layers fits the model is for the cut.
 bool within_limits(const EngineConfig& config);

@@ -17,7 +17,7 @@ bool decode(std::span<const uint8_t> bytes, FrameHeader* header) {
   FrameHeader read;
   in(read);
   if (!in.ok() || read.version != kProtocolVersion || read.type < FrameType::kWelcome ||
-      read.type > FrameType::kShutdown || read.length > kMaxFrameBytes) {
+      read.type > FrameType::kTrace || read.length > kMaxFrameBytes) {
     return false;
   }
   *header = read;

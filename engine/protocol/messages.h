@@ -24,6 +24,7 @@ enum class FrameType : uint16_t {
   kHeartbeat = 6,  // worker -> coordinator: Heartbeat
   kFailed = 7,     // worker -> coordinator: Failed; the worker exits after it
   kShutdown = 8,   // coordinator -> worker: finish and exit 0
+  kTrace = 9,      // worker -> coordinator's shell: StepTrace, with --profile
 };
 
 // Twelve bytes: u16 version, u16 type, u32 epoch, u32 length. A frame of an older epoch is dropped;

@@ -147,6 +147,7 @@ class Rank {
   }
 
   void report(uint64_t n) {
+    if (config_.profile) session_.send(FrameType::kTrace, encode(executor_->trace(n)));
     const StepResult result = executor_->result(n);
     if (topology_.tp_rank() == 0) session_.send(FrameType::kResult, encode(result));
     session_.step_done();

@@ -8,6 +8,7 @@
 #include "engine/model/checkpoint.h"
 #include "launch/api/engine_api.h"
 #include "launch/bench/limits.h"
+#include "launch/bench/step_idle.h"
 
 namespace millrace {
 
@@ -26,10 +27,11 @@ struct BenchReport {
   std::string json;   // one object
 };
 
+// `idle` is told of every step of every rank (LaunchConfig::on_trace).
 // Throws Error(kUsage) when input_len + output_len exceeds `max_model_len`, and
 // Error(kWorkerLost) when the engine ends underneath.
 BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
-    const Limits& limits, int32_t max_model_len);
+    const Limits& limits, int32_t max_model_len, StepIdle& idle);
 BenchReport bench_throughput(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
     const Limits& limits, int32_t max_model_len);
 

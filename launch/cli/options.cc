@@ -175,6 +175,13 @@ void declare_general(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}));
 }
 
+void declare_profile(CLI::App& app, Options& o) {
+  Flags(app, "General")
+      .add("--profile", o.profile,
+          "Write to this file what every rank did in every step, as a Chrome trace for "
+          "ui.perfetto.dev");
+}
+
 void declare_sampling(CLI::App& app, Options& o) {
   Flags flags(app, "Sampling");
   flags.add_field<int64_t>("-n,--max-tokens", o, "Longest answer in tokens");
@@ -340,6 +347,7 @@ void declare_flags(CLI::App& app, const CommandInfo& command, Options& options) 
   declare_steps(app, options);
   if (command.has_model) declare_waits(app, options);
   declare_general(app, options);
+  if (command.has_model) declare_profile(app, options);
 }
 
 void finish_options(const CommandInfo& command, Options& options) {

@@ -44,10 +44,20 @@ ExitCode run_bench(const Options& options, bool latency) {
   const EngineConfig& engine = options.launch.engine;
   const Limits limits =
       measure_limits(*open_checkpoint(engine.model_path, engine.dummy_weights), engine);
-  Session session(options, Session::Text::kNotNeeded);
+  const auto idle = std::make_shared<StepIdle>();
+  Options watched = options;
+  if (latency) {
+    watched.launch.on_trace = [idle](int rank, const StepTrace& step) { idle->add(rank, step); };
+  }
+  Session session(watched, Session::Text::kNotNeeded);
   const BenchReport report = run_guarded(session, [&] {
-    return (latency ? bench_latency : bench_throughput)(options.bench, session.engine(),
-        session.engine().model(), limits, session.engine().max_model_len());
+    Engine& running = session.engine();
+    if (!latency) {
+      return bench_throughput(
+          options.bench, running, running.model(), limits, running.max_model_len());
+    }
+    return bench_latency(
+        options.bench, running, running.model(), limits, running.max_model_len(), *idle);
   });
   write_stdout(options.json ? report.json + "\n" : report.table);
   return ExitCode::kOk;

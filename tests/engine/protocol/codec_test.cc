@@ -6,6 +6,7 @@
 
 #include "engine/protocol/messages.h"
 #include "engine/protocol/step.h"
+#include "engine/protocol/trace.h"
 
 namespace millrace {
 namespace {
@@ -97,6 +98,7 @@ EngineConfig some_config() {
   config.device = DeviceKind::kCuda;
   config.dtype = ActivationType::kBFloat16;
   config.dummy_weights = true;
+  config.profile = true;
   return config;
 }
 
@@ -154,6 +156,11 @@ std::vector<Kind> all_kinds() {
       kind<Heartbeat>("heartbeat",
           [](Random& random) {
             return Heartbeat{7, random(), 9};
+          }),
+      kind<StepTrace>("trace",
+          [](Random& random) {
+            const auto at = static_cast<int64_t>(random() >> 2);
+            return StepTrace{random(), 3, 9, at + 2, at + 1, at, at, at + 1, at + 5, at + 5, 4};
           }),
       kind<Failed>("failed",
           [](Random&) {
