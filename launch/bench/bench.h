@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "engine/model/checkpoint.h"
 #include "launch/api/engine_api.h"
@@ -34,5 +35,10 @@ BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Ch
     const Limits& limits, int32_t max_model_len, StepIdle& idle);
 BenchReport bench_throughput(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
     const Limits& limits, int32_t max_model_len);
+
+// What rank 0 measured (EngineConfig::bench) beside the limits of one device: the longer of reading
+// and computing, or of the link between two where `comm`.
+BenchReport report_figures(const std::vector<Figure>& figures, const DeviceLimits& limits,
+    bool comm, const std::string& title);
 
 }  // namespace millrace

@@ -256,6 +256,10 @@ void declare_bench(CLI::App& app, bool latency, Options& o) {
   flags.add_switch("--json", o.json, "Write one JSON object to standard output");
 }
 
+void declare_device_bench(CLI::App& app, Options& o) {
+  Flags(app, "Benchmark").add_switch("--json", o.json, "Write one JSON object to standard output");
+}
+
 void declare_scheduler_bench(CLI::App& app, Options& o) {
   Flags flags(app, "Benchmark");
   o.launch.engine.tp = 8;  // what TARGETS are stated for
@@ -331,6 +335,10 @@ const std::vector<CommandInfo>& command_table() {
       {"bench throughput", "Time many requests at once",
           [](CLI::App& app, Options& o) { declare_bench(app, /*latency=*/false, o); },
           [](const Options& o) { return run_bench(o, /*latency=*/false); }},
+      {"bench kernels", "Time each verb of a step, in the shapes of a model", declare_device_bench,
+          [](const Options& o) { return run_device_bench(o, BenchKind::kKernels); }},
+      {"bench comm", "Time what the ranks of a layout exchange", declare_device_bench,
+          [](const Options& o) { return run_device_bench(o, BenchKind::kComm); }},
       {"bench scheduler", "Time the scheduler's own work on a step", declare_scheduler_bench,
           run_scheduler_bench, /*has_model=*/false},
       {"simulate", "Tell what a model would do on given GPUs under a load", declare_simulate,

@@ -63,6 +63,22 @@ ExitCode run_bench(const Options& options, bool latency) {
   return ExitCode::kOk;
 }
 
+ExitCode run_device_bench(const Options& options, BenchKind kind) {
+  Options measuring = options;
+  EngineConfig& engine = measuring.launch.engine;
+  engine.bench = kind;
+  const bool comm = kind == BenchKind::kComm;
+  if (comm && engine.tp * engine.pp == 1) {
+    throw Error(ExitCode::kUsage, "bench comm needs several ranks: give -tp or -pp");
+  }
+  const DeviceLimits limits = measure_device(engine.device, /*with_peers=*/comm);
+  Session session(measuring, Session::Text::kNotNeeded);
+  const BenchReport report = report_figures(session.engine().figures(), limits, comm,
+      fmt::format("{}, tp {} x pp {}, rank 0", session.model().name, engine.tp, engine.pp));
+  write_stdout(options.json ? report.json + "\n" : report.table);
+  return ExitCode::kOk;
+}
+
 ExitCode run_scheduler_bench(const Options& options) {
   SchedulerBenchConfig config = options.scheduler_bench;
   config.engine = options.launch.engine;

@@ -133,6 +133,8 @@ bool Engine::healthy() const { return stats().healthy; }
 
 const Checkpoint& Engine::model() const { return *impl_->checkpoint; }
 
+const std::vector<Figure>& Engine::figures() const { return impl_->ready.ranks.front().figures; }
+
 int32_t Engine::max_model_len() const {
   const int32_t configured = impl_->config.engine.max_model_len;
   const int64_t longest = configured > 0 ? configured : impl_->checkpoint->config().max_position;

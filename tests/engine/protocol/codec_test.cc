@@ -99,6 +99,7 @@ EngineConfig some_config() {
   config.dtype = ActivationType::kBFloat16;
   config.dummy_weights = true;
   config.profile = true;
+  config.bench = BenchKind::kComm;
   return config;
 }
 
@@ -150,7 +151,7 @@ std::vector<Kind> all_kinds() {
       kind<EngineConfig>("config", [](Random&) { return some_config(); }),
       kind<Ready>("ready",
           [](Random&) {
-            return Ready{3, 1, 2, 4, 5, "cpu, layers 0-9"};
+            return Ready{3, 1, 2, 4, 5, "cpu, layers 0-9", {{"qkv", 1e-6, 4096, 8192}}};
           }),
       kind<Start>("start", [](Random& random) { return Start{1 + uint32_t(random() >> 33)}; }),
       kind<Heartbeat>("heartbeat",
