@@ -18,6 +18,8 @@ class DeviceComm {
   // x (contiguous; f32, on GPUs f16 or bf16 as well) = sum over ranks: the same bits on every rank,
   // and on the CPU, where it is added in rank order, in every batch.
   virtual void all_reduce_sum(const TensorView& x) = 0;
+  // How so many bytes are summed, for people.
+  virtual const char* sum_method(int64_t /*bytes*/) const { return "in rank order"; }
   // residual += sum over ranks of x, then out = rms_norm(residual) · weight (f32 [H]), in one
   // launch; x, residual, out: act [T, H], contiguous. False, and nothing is done, where there is no
   // such launch for this size; the same answer on every rank.

@@ -67,6 +67,9 @@ class TpGroup final : public DeviceComm {
   int rank() const override { return group_.rank; }
   int size() const override { return group_.size; }
 
+  const char* sum_method(int64_t bytes) const override {
+    return one_shot_ && bytes <= cuda::one_shot_limit(size()) ? "one shot" : "NCCL";
+  }
   void all_reduce_sum(const TensorView& x) override {
     if (size() == 1 || x.count() == 0) return;
     CHECK(x.contiguous());

@@ -29,6 +29,15 @@ AttentionShape shard_attention(const ModelConfig& config, int tp, int tp_rank);
 
 class Decoder {
  public:
+  struct Layer {
+    Tensor attention_norm;  // f32 [H]
+    Linear qkv;             // H -> (Hq + 2 Hkv) * D
+    Linear attention_out;   // Hq * D -> H, row-parallel
+    Tensor mlp_norm;        // f32 [H]
+    Linear gate_up;         // H -> 2 I
+    Linear down;            // I -> H, row-parallel
+  };
+
   // Loads this rank's slices. `ops`, `tp` and `device` outlive it. Throws Error. `on_tensor` is
   // called after each tensor, from the loader's threads.
   Decoder(const Checkpoint& checkpoint, const Stage& stage, const DecoderLimits& limits, Ops& ops,
@@ -51,16 +60,13 @@ class Decoder {
   int64_t hidden_size() const { return config_.hidden_size; }
   int64_t weight_bytes() const { return weight_bytes_; }
   int64_t workspace_bytes() const { return workspace_bytes_; }
+  // For measuring them one by one.
+  std::span<const Layer> layers() const { return layers_; }
+  const TensorView& head() const { return head_.view; }  // [V / tp, H]; empty without the head
+  const RopeTable& rope() const { return rope_; }
+  int64_t vocab_size() const { return config_.vocab_size; }
 
  private:
-  struct Layer {
-    Tensor attention_norm;  // f32 [H]
-    Linear qkv;             // H -> (Hq + 2 Hkv) * D
-    Linear attention_out;   // Hq * D -> H, row-parallel
-    Tensor mlp_norm;        // f32 [H]
-    Linear gate_up;         // H -> 2 I
-    Linear down;            // I -> H, row-parallel
-  };
   // Of one step, T rows each; allocated once for limits.max_tokens.
   struct Workspace {
     Tensor normed;        // act [T, H]

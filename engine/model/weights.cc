@@ -47,12 +47,23 @@ void Linear::forward_add_norm(Ops& ops, TpOps& tp, const TensorView& x, const Te
     tp.reduce_add_norm(ops, scratch, hidden, norm, eps, normed);
     return;
   }
+  forward_add(ops, x, scratch, hidden);
+  if (norm.data != nullptr) ops.rms_norm(hidden, norm, eps, normed);
+}
+
+void Linear::forward_add(
+    Ops& ops, const TensorView& x, const TensorView& scratch, const TensorView& to) const {
   for (const Part& part : parts_) {
     const int64_t n = part.weight.view.rows();
     ops.linear_add(x, part.weight.view, part.bias.view, scratch.slice_cols(part.column, n),
-        hidden.slice_cols(part.column, n));
+        to.slice_cols(part.column, n));
   }
-  if (norm.data != nullptr) ops.rms_norm(hidden, norm, eps, normed);
+}
+
+double Linear::weight_bytes() const {
+  int64_t bytes = 0;
+  for (const Part& part : parts_) bytes += part.weight.buffer.bytes();
+  return static_cast<double>(bytes);
 }
 
 WeightLoader::WeightLoader(

@@ -36,6 +36,13 @@ class Linear {
   // norm where its weight is an empty view. scratch: as hidden [T, H].
   void forward_add_norm(Ops& ops, TpOps& tp, const TensorView& x, const TensorView& scratch,
       const TensorView& hidden, const TensorView& norm, float eps, const TensorView& normed) const;
+  // Without the norm and on one rank: to += x · Wᵀ + b.
+  void forward_add(
+      Ops& ops, const TensorView& x, const TensorView& scratch, const TensorView& to) const;
+  int64_t out_features() const { return out_features_; }
+  int64_t in_features() const { return parts_.front().weight.view.cols(); }
+  double weight_bytes() const;
+
   struct Part {
     Tensor weight;       // [n, in]
     Tensor bias;         // act [n], or empty

@@ -24,7 +24,8 @@ bool within_limits(const EngineConfig& config) {
                          config.max_num_batched_tokens <= kMaxRowTokens;
   return config.model_path.size() <= kMaxPathBytes && degrees_fit && blocks_fit && steps_fit &&
          config.max_model_len >= 0 && config.threads >= 0 && config.timeout_s >= 1 &&
-         config.device <= DeviceKind::kCuda && config.dtype <= ActivationType::kBFloat16;
+         config.device <= DeviceKind::kCuda && config.dtype <= ActivationType::kBFloat16 &&
+         config.bench <= BenchKind::kComm;
 }
 
 }  // namespace millrace

@@ -1,5 +1,7 @@
 #include "engine/protocol/messages.h"
 
+#include <algorithm>
+
 #include "engine/base/check.h"
 
 namespace millrace {
@@ -17,7 +19,7 @@ bool decode(std::span<const uint8_t> bytes, FrameHeader* header) {
   FrameHeader read;
   in(read);
   if (!in.ok() || read.version != kProtocolVersion || read.type < FrameType::kWelcome ||
-      read.type > FrameType::kShutdown || read.length > kMaxFrameBytes) {
+      read.type > FrameType::kTrace || read.length > kMaxFrameBytes) {
     return false;
   }
   *header = read;
@@ -25,7 +27,11 @@ bool decode(std::span<const uint8_t> bytes, FrameHeader* header) {
 }
 
 bool within_limits(const Ready& ready) {
-  return ready.rank >= 0 && ready.weight_bytes >= 0 && ready.kv_bytes_per_block >= 0;
+  const bool measured =
+      std::all_of(ready.figures.begin(), ready.figures.end(), [](const Figure& f) {
+        return f.seconds >= 0 && f.bytes >= 0 && f.flop >= 0;  // a NaN is neither
+      });
+  return measured && ready.rank >= 0 && ready.weight_bytes >= 0 && ready.kv_bytes_per_block >= 0;
 }
 
 bool within_limits(const Start& start) { return start.num_blocks >= 1; }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "engine/base/bytes.h"
 #include "engine/protocol/engine_config.h"
@@ -24,6 +25,7 @@ enum class FrameType : uint16_t {
   kHeartbeat = 6,  // worker -> coordinator: Heartbeat
   kFailed = 7,     // worker -> coordinator: Failed; the worker exits after it
   kShutdown = 8,   // coordinator -> worker: finish and exit 0
+  kTrace = 9,      // worker -> coordinator's shell: StepTrace, with --profile
 };
 
 // Twelve bytes: u16 version, u16 type, u32 epoch, u32 length. A frame of an older epoch is dropped;
@@ -39,18 +41,32 @@ void fields(auto& io, Is<FrameHeader> auto& header) {
 }
 inline constexpr size_t kFrameHeaderBytes = 12;
 
+// One thing that a rank measured (EngineConfig::bench).
+struct Figure {
+  std::string name;
+  double seconds = 0;
+  double bytes = 0;  // that must be read and written, or cross a link, at least
+  double flop = 0;
+};
+void fields(auto& io, Is<Figure> auto& figure) {
+  io(figure.name, figure.seconds, figure.bytes, figure.flop);
+}
+inline constexpr size_t kMaxFigures = 1024;
+
 // What a rank found when it had loaded its part.
 struct Ready {
   int32_t rank = 0;
   int64_t weight_bytes = 0;
   int64_t kv_bytes_per_block = 0;
-  uint32_t num_blocks = 0;   // that fit this rank's memory
-  uint64_t config_hash = 0;  // of model shape and layout as this rank read them
-  std::string description;   // device and layers, for the log: "cpu, 2 threads, layers 0-14"
+  uint32_t num_blocks = 0;      // that fit this rank's memory
+  uint64_t config_hash = 0;     // of model shape and layout as this rank read them
+  std::string description;      // device and layers, for the log: "cpu, 2 threads, layers 0-14"
+  std::vector<Figure> figures;  // of a benchmark
 };
 void fields(auto& io, Is<Ready> auto& ready) {
   io(ready.rank, ready.weight_bytes, ready.kv_bytes_per_block, ready.num_blocks, ready.config_hash);
   io.text(ready.description, kMaxTextBytes);
+  io.list(ready.figures, kMaxFigures);
 }
 bool within_limits(const Ready& ready);
 

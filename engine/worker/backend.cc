@@ -95,11 +95,11 @@ DeviceKind choose_device(DeviceKind wanted, std::string* reason) {
   return DeviceKind::kCuda;
 }
 
-DeviceLimits measure_cuda_limits() {
+DeviceLimits measure_cuda_limits(bool with_peers) {
   std::string why;
   const CudaPlugin* plugin = cuda_plugin(&why);
   if (plugin == nullptr) throw Error(ExitCode::kLayout, why);
-  return plugin->measure();
+  return plugin->measure(with_peers);
 }
 
 std::unique_ptr<Backend> make_backend(const BackendConfig& config) {

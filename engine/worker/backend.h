@@ -54,17 +54,19 @@ DeviceKind choose_device(DeviceKind wanted, std::string* reason);
 // What a device can do at best, measured: what figures are held against.
 struct DeviceLimits {
   double read_bytes_per_s = 0;
-  double flops = 0;  // of a large bf16 product of random numbers; 0: not measured
+  double flops = 0;             // of a large bf16 product of random numbers; 0: not measured
+  double peer_bytes_per_s = 0;  // copied to a neighbour, one way; 0: not measured
 };
-// Of GPU 0 of this host, by the CUDA library, while nothing else runs on it. Throws Error.
-DeviceLimits measure_cuda_limits();
+// Of GPU 0 of this host, by the CUDA library, while nothing else runs on it; copies to GPU 1 only
+// if asked. Throws Error.
+DeviceLimits measure_cuda_limits(bool with_peers);
 
 // What libmillrace_cuda.so exports, as `millrace_cuda_plugin`.
 struct CudaPlugin {
   uint32_t version;  // kProtocolVersion of the build
   int (*device_count)();
   Backend* (*make)(const BackendConfig&);
-  DeviceLimits (*measure)();
+  DeviceLimits (*measure)(bool with_peers);
 };
 
 }  // namespace millrace

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <thread>
 
@@ -12,6 +13,17 @@
 namespace millrace {
 
 namespace {
+
+int64_t real_time_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+      std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+int64_t to_ns(double ms) { return static_cast<int64_t>(std::max(0.0, ms) * 1e6); }
+
+// A device that had nothing to do for this long began its next step when the host told it to.
+constexpr int64_t kIdleNs = 100'000;
 
 uint32_t to_us(double ms) { return static_cast<uint32_t>(std::max(0.0, ms * 1e3)); }
 
@@ -84,6 +96,7 @@ void Executor::allocate(const EngineConfig& config, uint32_t num_blocks) {
     flight.upload = device_.allocate_host(words * 4, "the upload of a step");
     flight.sampled = device_.allocate_host(rows * int64_t{sizeof(SampledRow)}, "sampled tokens");
     for (auto* event : {&flight.begin, &flight.ready, &flight.end}) *event = device_.make_event();
+    if (config.profile) flight.forward = device_.make_event();
   }
 }
 
@@ -111,19 +124,32 @@ void Executor::warm_up(std::atomic<uint64_t>& progress) {
 
 void Executor::run(const StepPlan& plan, std::atomic<uint64_t>& progress) {
   Flight& flight = this->flight(plan.sequence);
-  const int lane = static_cast<int>(plan.sequence % static_cast<uint64_t>(topology_.num_lanes()));
   // A flight is used again only when the result after its own, which looks at its end, is taken.
   while (results_taken_.load() + flights_.size() <= plan.sequence + 1) {
     std::this_thread::sleep_for(std::chrono::microseconds(10));
   }
   flight.sequence = plan.sequence;
+  if (flight.forward != nullptr) {
+    flight.trace = {.sequence = plan.sequence,
+        .rows = static_cast<uint32_t>(plan.rows.size()),
+        .tokens = static_cast<uint32_t>(plan.num_tokens()),
+        .host_begin = real_time_ns()};
+  }
   flight.begin->record();
+  enqueue(plan, flight, progress);
+  flight.end->record();
+  if (flight.forward != nullptr) flight.trace.host_end = real_time_ns();
+}
+
+void Executor::enqueue(const StepPlan& plan, Flight& flight, std::atomic<uint64_t>& progress) {
+  const int lane = static_cast<int>(plan.sequence % static_cast<uint64_t>(topology_.num_lanes()));
+  flight.host_wait = std::chrono::nanoseconds(0);
   apply(plan);
   const auto arrived = take_pending(plan);
   remember_outputs(plan, flight);
   if (plan.rows.empty() && arrived.empty()) {
     flight.ready->record();
-    flight.end->record();
+    if (flight.forward != nullptr) flight.forward->record();
     return;
   }
   const int32_t captured = captured_size(plan);
@@ -154,13 +180,13 @@ void Executor::run(const StepPlan& plan, std::atomic<uint64_t>& progress) {
   tp_.take_wait_time();
   const auto outputs = captured > 0 ? captured : static_cast<int32_t>(flight.output_slots.size());
   if (captured == 0 || !device_.replay(captured)) run_stage(batch, outputs, progress);
+  if (flight.forward != nullptr) flight.forward->record();
   if (transfers && !topology_.last_stage()) {
     device_.enqueue_copy(passed.data, hidden_.view.data, hidden_bytes);
     pp_.send_hidden(lane, passed);
   }
   if (topology_.last_stage() && !flight.output_slots.empty()) sample(flight, lane);
   flight.host_wait = tp_.take_wait_time();
-  flight.end->record();
 }
 
 void Executor::apply(const StepPlan& plan) {
@@ -286,6 +312,22 @@ void Executor::sample(Flight& flight, int lane) {
 }
 
 bool Executor::done(uint64_t n) { return flight(n).end->done(); }
+
+// The device's clock is read as differences alone, which neither grow coarse nor drift for long:
+// its time line is tied to the host's wherever it had been waiting for the host.
+StepTrace Executor::trace(uint64_t n) {
+  Flight& flight = this->flight(n);
+  StepTrace trace = flight.trace;
+  const int64_t idle = n > 0 ? to_ns(flight.begin->ms_since(*this->flight(n - 1).end)) : kIdleNs;
+  trace.last_end = n > 0 ? traced_end_ : trace.host_begin;
+  trace.begin = std::max(trace.last_end + (idle < kIdleNs ? idle : 0), trace.host_begin);
+  trace.ready = trace.begin + to_ns(flight.ready->ms_since(*flight.begin));
+  trace.forward = trace.ready + to_ns(flight.forward->ms_since(*flight.ready));
+  trace.end = trace.forward + to_ns(flight.end->ms_since(*flight.forward));
+  if (!device_.asynchronous()) trace.comm = flight.host_wait.count();
+  traced_end_ = trace.end;
+  return trace;
+}
 
 StepResult Executor::result(uint64_t n) {
   Flight& flight = this->flight(n);

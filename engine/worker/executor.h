@@ -18,6 +18,7 @@
 #include "engine/protocol/engine_config.h"
 #include "engine/protocol/slot_table.h"
 #include "engine/protocol/step.h"
+#include "engine/protocol/trace.h"
 #include "engine/worker/kv_cache.h"
 #include "parallel/pp_link.h"
 #include "parallel/topology.h"
@@ -43,6 +44,8 @@ class Executor {
   // it is L results ahead.
   bool done(uint64_t n);
   StepResult result(uint64_t n);
+  // With config.profile: its times, before its result is taken.
+  StepTrace trace(uint64_t n);
 
  private:
   // What a step needs until its result is taken.
@@ -53,6 +56,8 @@ class Executor {
     Buffer upload;                                   // host
     Buffer sampled;                                  // host: SampledRow of each output
     std::unique_ptr<DeviceEvent> begin, ready, end;  // ready: the stage before was done
+    std::unique_ptr<DeviceEvent> forward;            // layers and logits are done; profile alone
+    StepTrace trace;                                 // what the host knows; profile alone
   };
   // Sampled rows of a plan whose ids have not been taken into the slots yet.
   struct PendingIds {
@@ -66,6 +71,7 @@ class Executor {
   };
 
   void allocate(const EngineConfig& config, uint32_t num_blocks);
+  void enqueue(const StepPlan& plan, Flight& flight, std::atomic<uint64_t>& progress);
   void apply(const StepPlan& plan);
   std::vector<PendingIds> take_pending(const StepPlan& plan);
   int64_t write_step(
@@ -93,6 +99,7 @@ class Executor {
   std::deque<PendingIds> pending_ids_;
   std::vector<Flight> flights_;  // L + 1, so that the last one before is still whole
   std::atomic<uint64_t> results_taken_{0};
+  int64_t traced_end_ = 0;               // of the last step traced
   std::vector<int32_t> captured_sizes_;  // ascending
 
   // On the device.

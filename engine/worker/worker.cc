@@ -14,7 +14,9 @@
 #include "engine/base/log.h"
 #include "engine/model/cost.h"
 #include "engine/worker/backend.h"
+#include "engine/worker/comm_bench.h"
 #include "engine/worker/executor.h"
+#include "engine/worker/kernel_bench.h"
 #include "engine/worker/session.h"
 
 namespace millrace {
@@ -55,6 +57,7 @@ class Rank {
     decoder_ = std::make_unique<Decoder>(*checkpoint_, stage, limits, backend_->ops(), tp_, device_,
         [this] { session_.progress().fetch_add(1); });
     Ready ready;
+    ready.figures = measure();
     ready.rank = context_.rank;
     ready.weight_bytes = decoder_->weight_bytes();
     ready.kv_bytes_per_block = KvCache::bytes_per_block(device_.activation_dtype(),
@@ -70,6 +73,7 @@ class Rank {
   }
 
   void start(const Start& start) {
+    if (config_.bench != BenchKind::kNone) return;
     const int64_t free_before = device_.free_bytes();
     executor_ = std::make_unique<Executor>(topology_, config_, max_position_, start.num_blocks,
         *decoder_, backend_->ops(), tp_, pp_, device_);
@@ -95,6 +99,18 @@ class Rank {
   }
 
  private:
+  std::vector<Figure> measure() {
+    const ModelConfig& model = checkpoint_->config();
+    switch (config_.bench) {
+      case BenchKind::kNone: return {};
+      case BenchKind::kKernels:
+        return bench_kernels(device_, backend_->ops(), *decoder_, config_, max_position_);
+      case BenchKind::kComm:
+        return bench_comm(topology_, *backend_, config_, model.hidden_size, model.vocab_size);
+    }
+    return {};
+  }
+
   static double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
   // The shapes that this rank computes, before its weights are there.
@@ -147,6 +163,7 @@ class Rank {
   }
 
   void report(uint64_t n) {
+    if (config_.profile) session_.send(FrameType::kTrace, encode(executor_->trace(n)));
     const StepResult result = executor_->result(n);
     if (topology_.tp_rank() == 0) session_.send(FrameType::kResult, encode(result));
     session_.step_done();

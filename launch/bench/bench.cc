@@ -105,7 +105,7 @@ BenchReport report(const std::string& title, const std::vector<Figure>& figures,
   BenchReport made{title + "\n", ""};
   for (const Figure& figure : figures) {
     json[figure.key] = figure.value;
-    made.table += fmt::format("  {:28}{:10.2f} {}\n", figure.key, figure.value, figure.unit);
+    made.table += fmt::format("  {:28}{:10.3f} {}\n", figure.key, figure.value, figure.unit);
   }
   const double bandwidth = limits.device.read_bytes_per_s / 1e9;
   json["read_bandwidth_gb_per_s"] = bandwidth;
@@ -125,11 +125,12 @@ BenchReport report(const std::string& title, const std::vector<Figure>& figures,
 }  // namespace
 
 BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
-    const Limits& limits, int32_t max_model_len) {
+    const Limits& limits, int32_t max_model_len, StepIdle& idle) {
   check(config, max_model_len);
   std::mt19937_64 random(config.seed);
   std::vector<double> prefill_s, decode_s, total_s;
   for (int32_t run = 0; run < config.num_warmup + config.num_iters; ++run) {
+    if (run == config.num_warmup) idle.reset();
     const auto wave =
         run_wave(config, engine, model.config().vocab_size, config.batch_size, random);
     const bool counted = run >= config.num_warmup;
@@ -159,6 +160,7 @@ BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Ch
           {"decode_tokens_per_s", "tokens/s", decode_rate},
           {"tpot_limit_ms", "ms, the least a step can take", limit_s * 1e3},
           {"decode_fraction_of_limit", "", limit_s / tpot},
+          {"gpu_idle_fraction", "of the time of decode steps", idle.fraction()},
           {"prefill_fraction_of_limit", "(0: not measured on the CPU)", prefill_fraction}},
       limits,
       {{"input_len", config.input_len}, {"output_len", config.output_len},

@@ -4,10 +4,12 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "engine/model/checkpoint.h"
 #include "launch/api/engine_api.h"
 #include "launch/bench/limits.h"
+#include "launch/bench/step_idle.h"
 
 namespace millrace {
 
@@ -26,11 +28,17 @@ struct BenchReport {
   std::string json;   // one object
 };
 
+// `idle` is told of every step of every rank (LaunchConfig::on_trace).
 // Throws Error(kUsage) when input_len + output_len exceeds `max_model_len`, and
 // Error(kWorkerLost) when the engine ends underneath.
 BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
-    const Limits& limits, int32_t max_model_len);
+    const Limits& limits, int32_t max_model_len, StepIdle& idle);
 BenchReport bench_throughput(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
     const Limits& limits, int32_t max_model_len);
+
+// What rank 0 measured (EngineConfig::bench) beside the limits of one device: the longer of reading
+// and computing, or of the link between two where `comm`.
+BenchReport report_figures(const std::vector<Figure>& figures, const DeviceLimits& limits,
+    bool comm, const std::string& title);
 
 }  // namespace millrace

@@ -44,7 +44,27 @@ double measure_read_bandwidth() {
   return best;
 }
 
+// The best of several copies by one thread, as a rank makes them.
+double measure_copy_bandwidth() {
+  std::vector<uint8_t> from(kBufferBytes / 4, 1), to(from.size());
+  double best = 0;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const auto begin = std::chrono::steady_clock::now();
+    std::copy(from.begin(), from.end(), to.begin());
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    best = std::max(best, static_cast<double>(to.size()) / seconds.count());
+  }
+  return best;
+}
+
 }  // namespace
+
+DeviceLimits measure_device(DeviceKind device, bool with_peers) {
+  log::info("measuring the device's limits");
+  if (device == DeviceKind::kCuda) return measure_cuda_limits(with_peers);
+  return {.read_bytes_per_s = measure_read_bandwidth(),
+      .peer_bytes_per_s = with_peers ? measure_copy_bandwidth() : 0};
+}
 
 double Limits::decode_step_s(double rows, double context) const {
   const double compute = device.flops > 0 ? rows * flop_per_token / device.flops : 0;
@@ -60,8 +80,7 @@ double Limits::prefill_tokens_per_s(double length) const {
 Limits measure_limits(const Checkpoint& model, const EngineConfig& engine) {
   const bool gpu = engine.device == DeviceKind::kCuda;
   Limits limits;
-  log::info("measuring the device's limits");
-  limits.device = gpu ? measure_cuda_limits() : DeviceLimits{measure_read_bandwidth(), 0};
+  limits.device = measure_device(engine.device, /*with_peers=*/false);
   if (gpu) {
     limits.device.read_bytes_per_s *= engine.tp;
     limits.device.flops *= engine.tp;

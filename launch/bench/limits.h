@@ -26,6 +26,9 @@ struct Limits {
   double prefill_tokens_per_s(double length) const;
 };
 
+// Of one device (on the CPU: of the host), before the engine takes its memory.
+DeviceLimits measure_device(DeviceKind device, bool with_peers);
+
 // Measures the devices (before the engine takes their memory) and counts what `model` needs.
 Limits measure_limits(const Checkpoint& model, const EngineConfig& engine);
 

@@ -166,7 +166,9 @@ const CommandInfo& find_command(const std::vector<std::string>& args, size_t* nu
     names.emplace_back(info.name);
   }
   if (first == "bench")
-    usage_error("bench needs a kind: `millrace bench latency`, `throughput` or `scheduler`");
+    usage_error(
+        "bench needs a kind: `millrace bench latency`, `throughput`, `kernels`, `comm` or "
+        "`scheduler`");
   usage_error(fmt::format("unknown command '{}': {}`millrace --help` lists the commands", first,
       did_you_mean(first, names)));
 }

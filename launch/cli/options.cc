@@ -175,6 +175,13 @@ void declare_general(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}));
 }
 
+void declare_profile(CLI::App& app, Options& o) {
+  Flags(app, "General")
+      .add("--profile", o.profile,
+          "Write to this file what every rank did in every step, as a Chrome trace for "
+          "ui.perfetto.dev");
+}
+
 void declare_sampling(CLI::App& app, Options& o) {
   Flags flags(app, "Sampling");
   flags.add_field<int64_t>("-n,--max-tokens", o, "Longest answer in tokens");
@@ -247,6 +254,10 @@ void declare_bench(CLI::App& app, bool latency, Options& o) {
   }
   flags.add_with_default("--seed", o.bench.seed, "Of the prompts");
   flags.add_switch("--json", o.json, "Write one JSON object to standard output");
+}
+
+void declare_device_bench(CLI::App& app, Options& o) {
+  Flags(app, "Benchmark").add_switch("--json", o.json, "Write one JSON object to standard output");
 }
 
 void declare_scheduler_bench(CLI::App& app, Options& o) {
@@ -324,6 +335,10 @@ const std::vector<CommandInfo>& command_table() {
       {"bench throughput", "Time many requests at once",
           [](CLI::App& app, Options& o) { declare_bench(app, /*latency=*/false, o); },
           [](const Options& o) { return run_bench(o, /*latency=*/false); }},
+      {"bench kernels", "Time each verb of a step, in the shapes of a model", declare_device_bench,
+          [](const Options& o) { return run_device_bench(o, BenchKind::kKernels); }},
+      {"bench comm", "Time what the ranks of a layout exchange", declare_device_bench,
+          [](const Options& o) { return run_device_bench(o, BenchKind::kComm); }},
       {"bench scheduler", "Time the scheduler's own work on a step", declare_scheduler_bench,
           run_scheduler_bench, /*has_model=*/false},
       {"simulate", "Tell what a model would do on given GPUs under a load", declare_simulate,
@@ -340,6 +355,7 @@ void declare_flags(CLI::App& app, const CommandInfo& command, Options& options) 
   declare_steps(app, options);
   if (command.has_model) declare_waits(app, options);
   declare_general(app, options);
+  if (command.has_model) declare_profile(app, options);
 }
 
 void finish_options(const CommandInfo& command, Options& options) {

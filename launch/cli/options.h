@@ -54,6 +54,7 @@ struct Options {
   std::string mpirun_args;    // separated by spaces
   std::string served_model_name;
   std::string chat_template;  // a file
+  std::string profile;        // a file to write
 
   boost::json::object sampling;  // as a client would send it: the flags that are set
   bool ignore_eos = false;

@@ -8,6 +8,7 @@
 #include "engine/base/file.h"
 #include "engine/base/log.h"
 #include "engine/base/status.h"
+#include "launch/cluster/trace_file.h"
 
 namespace millrace {
 
@@ -41,7 +42,17 @@ ModelContext make_context(const Options& options, const Engine& engine) {
 }  // namespace
 
 Session::Session(const Options& options, Text text, Engine::OnLost on_lost) {
-  const EngineConfig& config = options.launch.engine;
+  LaunchConfig launch = options.launch;
+  if (!options.profile.empty()) {
+    launch.on_trace = [next = std::move(launch.on_trace),
+                          file = std::make_shared<TraceFile>(options.profile, launch.engine)](
+                          int rank, const StepTrace& step) {
+      file->add(rank, step);
+      if (next) next(rank, step);
+    };
+  }
+  launch.engine.profile = static_cast<bool>(launch.on_trace);
+  const EngineConfig& config = launch.engine;
   const int ranks = config.tp * config.pp;
   log::info("computing on {}: {}",
       config.device == DeviceKind::kCpu ? "the CPU"
@@ -50,11 +61,10 @@ Session::Session(const Options& options, Text text, Engine::OnLost on_lost) {
       options.device_reason);
   const auto loss = std::make_shared<std::promise<Finished>>();
   lost_ = loss->get_future();
-  engine_ =
-      Engine::start(options.launch, [loss, on_lost = std::move(on_lost)](const Finished& finished) {
-        loss->set_value(finished);
-        if (on_lost) on_lost(finished);
-      });
+  engine_ = Engine::start(launch, [loss, on_lost = std::move(on_lost)](const Finished& finished) {
+    loss->set_value(finished);
+    if (on_lost) on_lost(finished);
+  });
   model_ = make_context(options, *engine_);
   if (text == Text::kNeeded && model_.tokenizer == nullptr) {
     throw Error(ExitCode::kModel,

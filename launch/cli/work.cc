@@ -44,11 +44,37 @@ ExitCode run_bench(const Options& options, bool latency) {
   const EngineConfig& engine = options.launch.engine;
   const Limits limits =
       measure_limits(*open_checkpoint(engine.model_path, engine.dummy_weights), engine);
-  Session session(options, Session::Text::kNotNeeded);
+  const auto idle = std::make_shared<StepIdle>();
+  Options watched = options;
+  if (latency) {
+    watched.launch.on_trace = [idle](int rank, const StepTrace& step) { idle->add(rank, step); };
+  }
+  Session session(watched, Session::Text::kNotNeeded);
   const BenchReport report = run_guarded(session, [&] {
-    return (latency ? bench_latency : bench_throughput)(options.bench, session.engine(),
-        session.engine().model(), limits, session.engine().max_model_len());
+    Engine& running = session.engine();
+    if (!latency) {
+      return bench_throughput(
+          options.bench, running, running.model(), limits, running.max_model_len());
+    }
+    return bench_latency(
+        options.bench, running, running.model(), limits, running.max_model_len(), *idle);
   });
+  write_stdout(options.json ? report.json + "\n" : report.table);
+  return ExitCode::kOk;
+}
+
+ExitCode run_device_bench(const Options& options, BenchKind kind) {
+  Options measuring = options;
+  EngineConfig& engine = measuring.launch.engine;
+  engine.bench = kind;
+  const bool comm = kind == BenchKind::kComm;
+  if (comm && engine.tp * engine.pp == 1) {
+    throw Error(ExitCode::kUsage, "bench comm needs several ranks: give -tp or -pp");
+  }
+  const DeviceLimits limits = measure_device(engine.device, /*with_peers=*/comm);
+  Session session(measuring, Session::Text::kNotNeeded);
+  const BenchReport report = report_figures(session.engine().figures(), limits, comm,
+      fmt::format("{}, tp {} x pp {}, rank 0", session.model().name, engine.tp, engine.pp));
   write_stdout(options.json ? report.json + "\n" : report.table);
   return ExitCode::kOk;
 }

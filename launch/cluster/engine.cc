@@ -45,7 +45,7 @@ struct Engine::Impl {
                   .max_queue = launch.max_queue,
                   .cache_key = random_sip_key(),
                   .hang_timeout = Millis{launch.engine.timeout_s} * 1000},
-            io, std::move(on_lost)) {
+            io, std::move(on_lost), launch.on_trace) {
     check_layout(checkpoint->config(), launch.engine);
     launcher = std::make_unique<Launcher>(
         config, mode, io, shell.link_events(), [this](int rank, std::unique_ptr<WorkerLink> link) {
@@ -132,6 +132,8 @@ CoordinatorStats Engine::stats() const { return impl_->shell.stats(); }
 bool Engine::healthy() const { return stats().healthy; }
 
 const Checkpoint& Engine::model() const { return *impl_->checkpoint; }
+
+const std::vector<Figure>& Engine::figures() const { return impl_->ready.ranks.front().figures; }
 
 int32_t Engine::max_model_len() const {
   const int32_t configured = impl_->config.engine.max_model_len;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "engine/coordinator/coordinator.h"
 #include "engine/model/checkpoint.h"
@@ -37,6 +38,8 @@ class Engine final : public EngineApi {
   const Checkpoint& model() const;
   // Longest prompt + output: the configured length, else the model's, bounded by the KV cache.
   int32_t max_model_len() const;
+  // What rank 0 measured, with EngineConfig::bench.
+  const std::vector<Figure>& figures() const;
 
  private:
   struct Impl;

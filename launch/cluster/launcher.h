@@ -4,6 +4,7 @@
 #pragma once
 
 #include <boost/asio/io_context.hpp>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -13,6 +14,7 @@
 #include "comm/link.h"
 #include "engine/base/status.h"
 #include "engine/protocol/engine_config.h"
+#include "engine/protocol/trace.h"
 #include "launch/cluster/process.h"
 
 namespace millrace {
@@ -26,6 +28,8 @@ struct LaunchConfig {
   std::vector<std::string> mpirun_args;  // further arguments of mpirun
   std::string log_level = "info";
   int32_t max_queue = 1024;
+  // Every rank's times of every step, on the coordinator's thread; empty: nobody measures.
+  std::function<void(int rank, const StepTrace&)> on_trace;
 };
 
 // `world_size`: as the MPI launcher's environment tells, -1 without one. Throws Error(kLayout) when

@@ -21,23 +21,35 @@ Millis now() {
 }  // namespace
 
 ReplicaShell::ReplicaShell(const CoordinatorConfig& config, boost::asio::io_context& io,
-    std::function<void(const Finished&)> on_lost)
+    std::function<void(const Finished&)> on_lost,
+    std::function<void(int rank, const StepTrace&)> on_trace)
     : timer_(io),
       coordinator_(config, now()),
       on_lost_(std::move(on_lost)),
+      on_trace_(std::move(on_trace)),
       links_(static_cast<size_t>(config.engine.tp) * static_cast<size_t>(config.engine.pp)) {}
 
 LinkEvents ReplicaShell::link_events() {
   return {
-      .on_frame =
-          [this](int rank, Bytes frame) {
-            handle(FrameEvent{rank, std::move(frame)});
-          },
+      .on_frame = [this](int rank, Bytes frame) { on_frame(rank, std::move(frame)); },
       .on_closed =
           [this](int rank, const std::string& reason) {
             if (!over_) handle(LinkClosedEvent{rank, reason});
           },
   };
+}
+
+// What is only looked at changes no plan: it does not reach the coordinator, which would refuse it
+// where nobody had asked.
+void ReplicaShell::on_frame(int rank, Bytes frame) {
+  FrameHeader header;
+  if (!on_trace_ || !decode(frame, &header) || header.type != FrameType::kTrace) {
+    return handle(FrameEvent{rank, std::move(frame)});
+  }
+  StepTrace trace;
+  if (decode(std::span<const uint8_t>(frame).subspan(kFrameHeaderBytes), &trace)) {
+    on_trace_(rank, trace);
+  }
 }
 
 void ReplicaShell::add_link(int rank, std::unique_ptr<WorkerLink> link) {

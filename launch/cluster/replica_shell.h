@@ -15,6 +15,7 @@
 
 #include "comm/link.h"
 #include "engine/coordinator/coordinator.h"
+#include "engine/protocol/trace.h"
 #include "launch/api/engine_api.h"
 
 namespace millrace {
@@ -22,7 +23,8 @@ namespace millrace {
 class ReplicaShell {
  public:
   ReplicaShell(const CoordinatorConfig& config, boost::asio::io_context& io,
-      std::function<void(const Finished&)> on_lost);
+      std::function<void(const Finished&)> on_lost,
+      std::function<void(int rank, const StepTrace&)> on_trace = nullptr);
 
   // What the links report; to be given to whoever makes them.
   LinkEvents link_events();
@@ -52,12 +54,14 @@ class ReplicaShell {
   void perform(Emit& action);
   void perform(BecameReady& action);
   void perform(Finished& action);
+  void on_frame(int rank, Bytes frame);
   void tick();
   void publish();
 
   boost::asio::steady_timer timer_;
   Coordinator coordinator_;
   std::function<void(const Finished&)> on_lost_;
+  std::function<void(int rank, const StepTrace&)> on_trace_;
   std::vector<std::unique_ptr<WorkerLink>> links_;     // by rank, null until it has dialled
   std::vector<std::shared_ptr<const Bytes>> backlog_;  // sent before every rank had dialled
   std::unordered_map<RequestId, EmissionCallback> callbacks_;

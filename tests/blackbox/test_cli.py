@@ -40,6 +40,29 @@ def test_generate_writes_the_text_alone(start, layout):
     assert out.count("\n") <= 3 and "[" not in out and "tokens/s" not in out
 
 
+@pytest.mark.parametrize("layout", [{}, {"mode": 2, "tp": 2, "pp": 2}, {"mode": 3, "tp": 2, "pp": 2}],
+                         ids=["mode1", "mode2", "mode3"])
+def test_profile_has_each_step_of_each_rank_on_one_time_line(start, tmp_path, layout):
+    target = tmp_path / "trace.json"
+    code, _, err = generate(start, *PROMPT, "--max-tokens", 8, "--temperature", 0, "--ignore-eos",
+                            "--profile", target, **layout)
+    assert code == OK, err
+    events = json.loads(target.read_text())["traceEvents"]
+    num_ranks = layout.get("tp", 1) * layout.get("pp", 1)
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    assert names == {r: f"rank {r}: stage {r // 2}, tp {r % 2}" for r in range(num_ranks)}
+    ends = {}
+    for rank in range(num_ranks):
+        steps = [e for e in events if e["pid"] == rank and e["name"] == "forward"
+                 and e["args"]["rows"] > 0]
+        assert [e["args"]["tokens"] for e in steps] == [5] + 7 * [1]
+        for before, after in zip(steps, steps[1:]):
+            assert before["ts"] + before["dur"] <= after["ts"] + 0.002
+        ends[rank] = [e["ts"] + e["dur"] for e in steps]
+    if num_ranks > 1:  # what a stage computes on, the one before has finished
+        assert all(first < last for first, last in zip(ends[0], ends[2]))
+
+
 def test_chat_answers_lines_of_standard_input(start):
     code, out, err = start.run(command("chat", "--temperature", 0, "--max-tokens", 24),
                                stdin=b"What is the capital of France?\n")

@@ -13,7 +13,7 @@
 
 #include "engine/kernels/cuda/gemm.h"
 #include "engine/kernels/cuda/hopper.cuh"
-#include "engine/kernels/cuda/launch.cuh"
+#include "engine/core/cuda/launch.cuh"
 #include "engine/kernels/cuda/math.cuh"
 
 namespace millrace::cuda {

@@ -102,7 +102,27 @@ double time_of(Device& device, const Work& work) {
   return times[4];
 }
 
-DeviceLimits measure_limits() {
+// Bytes per second that GPU 0 copies to GPU 1; 0 without a second one.
+double peer_bandwidth(CudaDevice& device) {
+  constexpr int64_t kBytes = int64_t{256} << 20;
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess || count < 2) return 0;
+  const Buffer from = device.allocate(kBytes, "the measured buffer");
+  void* to = nullptr;
+  check_cuda(cudaSetDevice(1), "cudaSetDevice");
+  check_cuda(cudaMalloc(&to, kBytes), "the measured buffer");
+  check_cuda(cudaSetDevice(0), "cudaSetDevice");
+  cudaDeviceEnablePeerAccess(1, 0);
+  cudaGetLastError();  // a refusal is an answer: the copy then goes through the host
+  const double seconds = time_of(device, [&] {
+    check_cuda(cudaMemcpyPeerAsync(to, 1, from.data(), 0, kBytes, device.stream()),
+        "copying between GPUs");
+  });
+  cudaFree(to);
+  return static_cast<double>(kBytes) / seconds;
+}
+
+DeviceLimits measure_limits(bool with_peers) {
   constexpr int64_t kSize = 8192, kReadBytes = int64_t{4} << 30;
   const auto device = make_cuda_device(0, DType::kBF16);
   DeviceLimits limits;
@@ -114,6 +134,7 @@ DeviceLimits measure_limits() {
           device->num_sms(), device->stream());
     });
   }
+  if (with_peers) limits.peer_bytes_per_s = peer_bandwidth(*device);
   const Tensor x = device->tensor(DType::kBF16, {kSize, kSize}, "a matrix");
   const Tensor w = device->tensor(DType::kBF16, {kSize, kSize}, "a matrix");
   const Tensor out = device->tensor(DType::kBF16, {kSize, kSize}, "a matrix");

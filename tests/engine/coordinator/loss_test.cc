@@ -157,7 +157,7 @@ TEST(Loss, RandomBytesNeverBringItDown) {
     FakeCluster c(cluster_config(1, 2));
     c.ready_all();
     c.submit(1);
-    const auto type = static_cast<FrameType>(1 + random() % 8);
+    const auto type = static_cast<FrameType>(1 + random() % 9);
     Bytes body(random() % 60);
     for (uint8_t& byte : body) byte = static_cast<uint8_t>(random() % 4 == 0 ? random() : 0);
     Bytes frame = make_frame(type, c.config.epoch, body);

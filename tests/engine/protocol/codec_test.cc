@@ -6,6 +6,7 @@
 
 #include "engine/protocol/messages.h"
 #include "engine/protocol/step.h"
+#include "engine/protocol/trace.h"
 
 namespace millrace {
 namespace {
@@ -97,6 +98,8 @@ EngineConfig some_config() {
   config.device = DeviceKind::kCuda;
   config.dtype = ActivationType::kBFloat16;
   config.dummy_weights = true;
+  config.profile = true;
+  config.bench = BenchKind::kComm;
   return config;
 }
 
@@ -148,12 +151,17 @@ std::vector<Kind> all_kinds() {
       kind<EngineConfig>("config", [](Random&) { return some_config(); }),
       kind<Ready>("ready",
           [](Random&) {
-            return Ready{3, 1, 2, 4, 5, "cpu, layers 0-9"};
+            return Ready{3, 1, 2, 4, 5, "cpu, layers 0-9", {{"qkv", 1e-6, 4096, 8192}}};
           }),
       kind<Start>("start", [](Random& random) { return Start{1 + uint32_t(random() >> 33)}; }),
       kind<Heartbeat>("heartbeat",
           [](Random& random) {
             return Heartbeat{7, random(), 9};
+          }),
+      kind<StepTrace>("trace",
+          [](Random& random) {
+            const auto at = static_cast<int64_t>(random() >> 2);
+            return StepTrace{random(), 3, 9, at + 2, at + 1, at, at, at + 1, at + 5, at + 5, 4};
           }),
       kind<Failed>("failed",
           [](Random&) {

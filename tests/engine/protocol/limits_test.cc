@@ -7,6 +7,7 @@
 
 #include "engine/protocol/messages.h"
 #include "engine/protocol/step.h"
+#include "engine/protocol/trace.h"
 
 namespace millrace {
 namespace {
@@ -113,7 +114,28 @@ TEST(Limits, ConfigsOutsideTheLimitsAreRefused) {
   EXPECT_FALSE(accepts([](EngineConfig& c) { c.timeout_s = 0; }));
   EXPECT_FALSE(accepts([](EngineConfig& c) { c.device = static_cast<DeviceKind>(3); }));
   EXPECT_FALSE(accepts([](EngineConfig& c) { c.dtype = static_cast<ActivationType>(4); }));
+  EXPECT_FALSE(accepts([](EngineConfig& c) { c.bench = static_cast<BenchKind>(3); }));
   EXPECT_FALSE(accepts([](EngineConfig& c) { c.model_path = std::string(5000, 'a'); }));
+}
+
+TEST(Limits, TimesOfAStepThatRunBackwardsAreRefused) {
+  const StepTrace good{.last_end = 1, .begin = 2, .ready = 2, .forward = 5, .end = 6};
+  StepTrace read;
+  EXPECT_TRUE(decode(encode(good), &read));
+  for (int64_t StepTrace::*member : {&StepTrace::begin, &StepTrace::ready, &StepTrace::forward}) {
+    StepTrace bad = good;
+    bad.*member = 7;
+    EXPECT_FALSE(decode(encode(bad), &read));
+  }
+}
+
+TEST(Limits, FiguresAreNumbers) {
+  Ready ready;
+  ready.figures = {{"qkv", 1e-6, 1, 1}};
+  Ready read;
+  EXPECT_TRUE(decode(encode(ready), &read));
+  ready.figures[0].seconds = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_FALSE(decode(encode(ready), &read));
 }
 
 TEST(Limits, FrameHeaders) {
@@ -136,7 +158,7 @@ TEST(Limits, FrameHeaders) {
   };
   EXPECT_TRUE(refuses(0, kProtocolVersion + 1));
   EXPECT_TRUE(refuses(2, 0));
-  EXPECT_TRUE(refuses(2, 9));
+  EXPECT_TRUE(refuses(2, 10));
   EXPECT_TRUE(refuses(3, 1));
   EXPECT_TRUE(refuses(11, 4)) << "64 MiB and three bytes";
 }
