@@ -56,8 +56,11 @@ class Rank {
     const int32_t longest = config_.max_model_len > 0 ? config_.max_model_len : model.max_position;
     max_position_ = longest;
     const DecoderLimits limits{config_.max_num_batched_tokens, config_.max_num_seqs, longest};
+    const auto began = std::chrono::steady_clock::now();
     decoder_ = std::make_unique<Decoder>(*checkpoint_, stage, limits, backend_->ops(), tp_, device_,
         [this] { session_.progress().fetch_add(1); });
+    log::info("weights: {:.1f} MiB in {:.2f} s", mib(decoder_->weight_bytes()),
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
     Ready ready;
     ready.figures = measure();
     ready.rank = context_.rank;
