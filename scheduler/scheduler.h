@@ -34,7 +34,7 @@ struct SchedulerConfig {
   int32_t max_queue = 1024;  // waiting requests beyond which add() says overloaded
   // A step with prompt tokens takes at most this many times as long as one of decode rows alone, so
   // that a long prompt stretches the others' time between tokens no further. 0: no such limit.
-  double max_stretch = 2;
+  double max_stretch = 0;
   SipKey cache_key{};  // of the prefix cache's hash: random where clients choose prompts
 };
 

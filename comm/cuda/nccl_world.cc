@@ -53,9 +53,10 @@ class TpGroup final : public DeviceComm {
   ~TpGroup() override { close_inboxes(); }
 
   // Collective; enqueues sums and gathers, so that NCCL's connections are made here as well.
-  void connect(ncclComm_t comm, int64_t max_gather_bytes, const uint32_t* abort) {
+  void connect(const NcclLayout& layout, ncclComm_t comm, const uint32_t* abort) {
     comm_ = comm;
-    scratch_ = device_.allocate(max_gather_bytes, "gathered columns");
+    scratch_ = device_.allocate(layout.max_gather_bytes, "gathered columns");
+    group_.alone = layout.pp == 1;
     group_.abort = abort;
     one_shot_ = open_inboxes();
     if (!one_shot_) close_inboxes();
@@ -72,14 +73,19 @@ class TpGroup final : public DeviceComm {
   void all_reduce_sum(const TensorView& x) override {
     if (size() == 1 || x.count() == 0) return;
     CHECK(x.contiguous());
-    const int64_t bytes = dtype_bytes(x.dtype, x.count());
-    if (one_shot_ && bytes <= cuda::one_shot_limit(size()) && bytes % 8 == 0 &&
-        reinterpret_cast<uintptr_t>(x.data) % 8 == 0) {
+    if (one_shot_ && cuda::one_shot_supports(size(), x)) {
       return cuda::one_shot_all_reduce(group_, x, device_.stream());
     }
     check_nccl(ncclAllReduce(x.data, x.data, static_cast<size_t>(x.count()), nccl_type(x.dtype),
                    ncclSum, comm_, device_.stream()),
         "ncclAllReduce");
+  }
+
+  bool all_reduce_add_norm(const TensorView& x, const TensorView& residual,
+      const TensorView& weight, float eps, const TensorView& out) override {
+    if (!one_shot_ || !cuda::one_shot_add_norm_supports(size(), x)) return false;
+    cuda::one_shot_add_norm(group_, x, residual, weight, eps, out, device_.stream());
+    return true;
   }
 
   void all_gather_cols(
@@ -130,7 +136,9 @@ class TpGroup final : public DeviceComm {
     };
     const auto ranks = static_cast<size_t>(size());
     const auto me = static_cast<size_t>(rank());
-    int32_t usable = size() <= cuda::kMaxOneShotRanks ? 1 : 0;
+    // All blocks of a sum run at once, two on an SM.
+    int32_t usable =
+        size() <= cuda::kMaxOneShotRanks && 2 * device_.num_sms() >= cuda::kOneShotBlocks ? 1 : 0;
     inbox_ =
         device_.allocate(usable != 0 ? cuda::one_shot_inbox_bytes(size()) : 0, "the sums' inbox");
     epochs_ = device_.allocate(cuda::kOneShotBlocks * sizeof(uint32_t), "the sums' counters");
@@ -157,13 +165,13 @@ class TpGroup final : public DeviceComm {
     std::vector<int32_t> answers(ranks);
     answers[me] = usable;
     exchange(answers.data(), sizeof(int32_t));
-    return std::find(answers.begin(), answers.end(), 0) == answers.end();
+    return std::count(answers.begin(), answers.end(), 0) == 0;
   }
 
   // Entry r of `entries` (host memory, one per rank) becomes rank r's.
   void exchange(void* entries, size_t bytes) {
-    const size_t all = bytes * static_cast<size_t>(size()),
-                 mine = bytes * static_cast<size_t>(rank());
+    const size_t all = bytes * static_cast<size_t>(size());
+    const size_t mine = bytes * static_cast<size_t>(rank());
     const Buffer buffer = device_.allocate(static_cast<int64_t>(all), "start-up messages");
     auto* host = static_cast<uint8_t*>(entries);
     device_.copy_to_device(buffer.data(), {host, all});
@@ -300,7 +308,7 @@ class World final : public NcclWorld {
     if (layout_.tp > 1) {
       step_ = "joining the tensor-parallel group";
       const ncclComm_t comm = split(stage(), layout_.rank % layout_.tp, &config);
-      tp_.connect(comm, layout_.max_gather_bytes, reinterpret_cast<uint32_t*>(abort_.data()));
+      tp_.connect(layout_, comm, reinterpret_cast<uint32_t*>(abort_.data()));
     }
     if (layout_.pp > 1) connect_stages();
     device_.synchronize();

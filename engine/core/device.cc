@@ -80,6 +80,8 @@ class CpuDevice final : public Device {
   void copy_to_host(std::span<uint8_t> to, const void* from) override {
     std::copy_n(static_cast<const uint8_t*>(from), to.size(), to.begin());
   }
+  void begin_copy(void* to, std::span<const uint8_t> from) override { copy_to_device(to, from); }
+  void end_copies() override {}
   void enqueue_copy_in(void* to, std::span<const uint8_t> from) override {
     copy_to_device(to, from);
   }

@@ -39,6 +39,10 @@ class Device {
   // Complete on return; any thread.
   virtual void copy_to_device(void* to, std::span<const uint8_t> from) = 0;
   virtual void copy_to_host(std::span<uint8_t> to, const void* from) = 0;
+  // The same in two halves: `from`, of allocate_host, is read until the calling thread's next
+  // end_copies() returns.
+  virtual void begin_copy(void* to, std::span<const uint8_t> from) = 0;
+  virtual void end_copies() = 0;
   // The host side is from allocate_host.
   virtual void enqueue_copy_in(void* to, std::span<const uint8_t> from) = 0;
   virtual void enqueue_copy_out(std::span<uint8_t> to, const void* from) = 0;

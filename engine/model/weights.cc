@@ -17,8 +17,9 @@ namespace millrace {
 
 namespace {
 
-constexpr int64_t kBandBytes = 8 << 20;  // read and moved to the device at a time
-constexpr unsigned kMaxThreads = 8;      // as many readers saturate a disk or a PCIe link
+constexpr int64_t kPieceBytes = 64 << 20;  // of a tensor that one thread reads
+constexpr int64_t kBandBytes = 4 << 20;    // read and moved to the device at a time
+constexpr unsigned kMaxThreads = 8;        // as many readers saturate a disk or a PCIe link
 
 }  // namespace
 
@@ -129,14 +130,49 @@ Linear WeightLoader::linear(std::span<const LinearSlice> slices) {
 void WeightLoader::add(const std::string& name, Range rows, Range cols, const TensorView& to) {
   const TensorInfo* info = checkpoint_.find(name);
   CHECK(info != nullptr, "{} passed the shape check and is gone", name);
+  bytes_ += dtype_bytes(to.dtype, to.count());
   // A vector is one line, whose columns are asked for as rows.
   if (info->shape.size() == 1) {
     slices_.push_back({name, info, {0, 1}, rows, TensorView(to.data, to.dtype, {1, rows.size})});
-  } else {
-    slices_.push_back({name, info, rows, cols, to});
+    return;
   }
-  bytes_ += dtype_bytes(to.dtype, to.count());
+  if (info->dtype != to.dtype && !readable_as_stored(*info, cols)) {
+    log::info("{}: columns {}+{} split a {} block; this rank holds them as {}", name, cols.begin,
+        cols.size, dtype_info(info->dtype).name, dtype_info(to.dtype).name);
+  }
+  // In pieces, so that no thread is left alone with a large one.
+  const int64_t line = std::max<int64_t>(1, dtype_bytes(info->dtype, info->shape.back()));
+  const int64_t most =
+      checkpoint_.is_dummy() ? rows.size : std::max<int64_t>(1, kPieceBytes / line);
+  for (int64_t row = 0; row < rows.size; row += most) {
+    const int64_t count = std::min(most, rows.size - row);
+    slices_.push_back({name, info, {rows.begin + row, count}, cols, to.slice_rows(row, count)});
+  }
 }
+
+// One thread's bands: while the device takes one, the next is read.
+struct WeightLoader::Staging {
+  explicit Staging(Device& to) : device(to) {}
+  // Room that no copy reads any longer.
+  uint8_t* room(int64_t bytes) {
+    if (bands[turn].bytes() < bytes) {
+      bands[turn] = device.allocate_host(std::max(bytes, kBandBytes), "loading");
+    }
+    return bands[turn].data();
+  }
+  // Sends what has been written to the room.
+  void send(void* to, size_t bytes) {
+    device.end_copies();
+    device.begin_copy(to, {bands[turn].data(), bytes});
+    turn = 1 - turn;
+  }
+
+  Device& device;
+  Buffer bands[2];  // host
+  int turn = 0;
+  std::vector<uint8_t> stored;  // what is not held as stored: a band, and a line in fp32
+  std::vector<float> wide;
+};
 
 void WeightLoader::load() {
   std::atomic<size_t> next{0};
@@ -144,10 +180,12 @@ void WeightLoader::load() {
   std::mutex mutex;
   const auto work = [&] {
     try {
+      Staging staging(device_);
       for (size_t i = next++; i < slices_.size(); i = next++) {
-        checkpoint_.is_dummy() ? make_up(slices_[i]) : read(slices_[i]);
+        checkpoint_.is_dummy() ? make_up(slices_[i]) : read(slices_[i], staging);
         on_tensor_();
       }
+      device_.end_copies();
     } catch (...) {
       const std::lock_guard lock(mutex);
       failure = std::current_exception();
@@ -168,40 +206,33 @@ void WeightLoader::load() {
 
 // In bands of whole rows: as stored where the device holds it so, else widened to fp32, cut and
 // narrowed.
-void WeightLoader::read(const Slice& slice) const {
+void WeightLoader::read(const Slice& slice, Staging& staging) const {
   const DType stored = slice.info->dtype;
   const bool as_stored = stored == slice.to.dtype;
-  if (!as_stored && !readable_as_stored(*slice.info, slice.cols)) {
-    log::info("{}: columns {}+{} split a {} block; this rank holds them as {}", slice.name,
-        slice.cols.begin, slice.cols.size, dtype_info(stored).name,
-        dtype_info(slice.to.dtype).name);
-  }
   const Range whole{0, slice.info->shape.back()};
   const Range cols = as_stored ? slice.cols : whole;
-  const int64_t line_bytes = std::max<int64_t>(1, dtype_bytes(stored, cols.size));
+  const int64_t line_bytes = dtype_bytes(stored, cols.size);
+  const int64_t out_line = dtype_bytes(slice.to.dtype, slice.cols.size);
   const int64_t band =
-      std::clamp<int64_t>(kBandBytes / line_bytes, 1, std::max<int64_t>(1, slice.rows.size));
-  const auto out_line = static_cast<size_t>(dtype_bytes(slice.to.dtype, slice.cols.size));
-  thread_local Buffer staging;
-  if (staging.bytes() < band * line_bytes) {
-    staging = device_.allocate_host(std::max(band * line_bytes, kBandBytes), "loading");
+      std::clamp<int64_t>(kBandBytes / std::max<int64_t>({1, line_bytes, out_line}), 1,
+          std::max<int64_t>(1, slice.rows.size));
+  if (!as_stored) {
+    staging.wide.resize(static_cast<size_t>(whole.size));
+    staging.stored.resize(static_cast<size_t>(band * line_bytes));
   }
-  std::vector<float> wide(static_cast<size_t>(as_stored ? 0 : whole.size));
-  std::vector<uint8_t> narrowed(as_stored ? 0 : static_cast<size_t>(band) * out_line);
+  const bool is_vector = slice.info->shape.size() == 1;
   for (int64_t row = 0; row < slice.rows.size; row += band) {
     const int64_t count = std::min(band, slice.rows.size - row);
     const Range rows{slice.rows.begin + row, count};
-    const bool is_vector = slice.info->shape.size() == 1;
-    checkpoint_.read(
-        slice.name, is_vector ? cols : rows, is_vector ? Range{0, 1} : cols, staging.data());
-    const uint8_t* from = staging.data();
+    uint8_t* room = staging.room(band * out_line);
+    uint8_t* to = as_stored ? room : staging.stored.data();
+    checkpoint_.read(slice.name, is_vector ? cols : rows, is_vector ? Range{0, 1} : cols, to);
     for (int64_t i = 0; !as_stored && i < count; ++i) {
-      widen_rows(TensorView(staging.data() + i * line_bytes, stored, {1, whole.size}), wide.data());
-      narrow({wide.data() + slice.cols.begin, static_cast<size_t>(slice.cols.size)}, slice.to.dtype,
-          narrowed.data() + static_cast<size_t>(i) * out_line);
-      from = narrowed.data();
+      widen_rows(TensorView(to + i * line_bytes, stored, {1, whole.size}), staging.wide.data());
+      narrow({staging.wide.data() + slice.cols.begin, static_cast<size_t>(slice.cols.size)},
+          slice.to.dtype, room + i * out_line);
     }
-    device_.copy_to_device(slice.to.row(row), {from, static_cast<size_t>(count) * out_line});
+    staging.send(slice.to.row(row), static_cast<size_t>(count * out_line));
   }
 }
 

@@ -57,7 +57,8 @@ class Linear {
 
 class WeightLoader {
  public:
-  // All outlive the loader. `on_tensor` is called after each tensor (progress), from any thread.
+  // All outlive the loader. `on_tensor` is called after each tensor, or piece of a large one
+  // (progress), from any thread.
   WeightLoader(const Checkpoint& checkpoint, Device& device, std::function<void()> on_tensor);
 
   // A vector (norm weight) as f32 [n].
@@ -66,21 +67,23 @@ class WeightLoader {
   // is widened to f32, with a log line, where `cols` splits a quantized block.
   Tensor matrix(const std::string& name, Range rows, Range cols);
   Linear linear(std::span<const LinearSlice> slices);
-  // Reads everything asked for, on several threads. Throws Error.
+  // Reads everything asked for, on several threads; page-locked memory of 8 MB each, whatever the
+  // model. Throws Error.
   void load();
 
   int64_t bytes() const { return bytes_; }
 
  private:
-  struct Slice {
+  struct Slice {  // at most kPieceBytes of a tensor
     std::string name;
     const TensorInfo* info;
     Range rows, cols;
     TensorView to;
   };
+  struct Staging;
   DType held_dtype(const std::string& name, Range cols) const;
   void add(const std::string& name, Range rows, Range cols, const TensorView& to);
-  void read(const Slice& slice) const;
+  void read(const Slice& slice, Staging& staging) const;
   void make_up(const Slice& slice) const;
 
   const Checkpoint& checkpoint_;

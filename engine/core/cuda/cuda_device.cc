@@ -139,9 +139,18 @@ class CudaDeviceImpl final : public CudaDevice {
 
   void copy_to_device(void* to, std::span<const uint8_t> from) override {
     copy(to, from.data(), from.size());
+    end_copies();
   }
   void copy_to_host(std::span<uint8_t> to, const void* from) override {
     copy(to.data(), from, to.size());
+    end_copies();
+  }
+  void begin_copy(void* to, std::span<const uint8_t> from) override {
+    copy(to, from.data(), from.size());
+  }
+  void end_copies() override {
+    bind(index_);
+    check_cuda(cudaStreamSynchronize(copy_lane().stream), "copying between host and GPU");
   }
   void enqueue_copy_in(void* to, std::span<const uint8_t> from) override {
     enqueue_copy(to, from.data(), static_cast<int64_t>(from.size()));
@@ -211,12 +220,12 @@ class CudaDeviceImpl final : public CudaDevice {
     check_cuda(result, "allocating memory");
   }
 
+  // On this thread's lane.
   void copy(void* to, const void* from, size_t bytes) {
     if (bytes == 0) return;
     bind(index_);
     const cudaStream_t lane = copy_lane().behind(stream_);
     check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, lane), "cudaMemcpyAsync");
-    check_cuda(cudaStreamSynchronize(lane), "copying between host and GPU");
   }
 
   int index_;

@@ -55,10 +55,26 @@ __device__ int scan(int count, const Value& value, const Store& store) {
   return running;
 }
 
+// Keys of a decode item. Whole sequences, whose parts nobody has to put together, where that keeps
+// all multiprocessors equally busy: the longest has to end in time with them, alone in its warp,
+// which reaches about 0.4 of a multiprocessor's share of the bandwidth. Else equal pieces.
+__device__ int decode_chunk(
+    int64_t keys, int longest, int num_single, int num_kv_heads, int warps, int num_sms) {
+  const int items = num_single * num_kv_heads;
+  const int64_t fair = keys * num_kv_heads / num_sms;
+  const int64_t busiest = (items + num_sms - 1) / num_sms * (keys / max(num_single, 1));
+  const int64_t whole = max(busiest, int64_t{longest} * 5 / 2);
+  const int64_t pieces = int64_t{kItemsPerWarp} * warps;
+  const int64_t wanted =
+      whole * 100 <= fair * 115 ? longest : (keys * num_kv_heads + pieces - 1) / pieces;
+  return max(
+      4 * kDecodeKeys, static_cast<int>((wanted + kDecodeKeys - 1) / kDecodeKeys) * kDecodeKeys);
+}
+
 // One block. Decode items all have `chunk` keys (a sequence's last one fewer).
 __global__ void __launch_bounds__(kPlanThreads)
     plan_kernel(BatchView batch, int num_sequences, int group, int num_kv_heads, int window,
-        int warps, AttentionPlan* plan, int32_t* first_item, int2* tiles) {
+        int warps, int num_sms, AttentionPlan* plan, int32_t* first_item, int2* tiles) {
   begin_kernel();
   const int32_t* positions = batch.positions.data();
   const int32_t* cu_tokens = batch.cu_tokens.data();
@@ -68,10 +84,12 @@ __global__ void __launch_bounds__(kPlanThreads)
     return position + 1 - oldest / kDecodeKeys * kDecodeKeys;
   };
   const int64_t keys = scan(batch.num_single, keys_of, [](int, int) {});
-  const int64_t wanted =
-      (keys * num_kv_heads + kItemsPerWarp * warps - 1) / (int64_t{kItemsPerWarp} * warps);
-  const int chunk = max(
-      4 * kDecodeKeys, static_cast<int>((wanted + kDecodeKeys - 1) / kDecodeKeys) * kDecodeKeys);
+  int longest = 0;
+  for (int s = threadIdx.x; s < batch.num_single; s += kPlanThreads) {
+    longest = max(longest, keys_of(s));
+  }
+  longest = block_reduce(longest, Max());
+  const int chunk = decode_chunk(keys, longest, batch.num_single, num_kv_heads, warps, num_sms);
   const int items = scan(
       batch.num_single, [&](int s) { return (keys_of(s) + chunk - 1) / chunk; },
       [&](int s, int before) { first_item[s] = before; });
@@ -90,7 +108,7 @@ __global__ void __launch_bounds__(kPlanThreads)
       });
   if (threadIdx.x != 0) return;
   first_item[batch.num_single] = items;
-  *plan = {chunk, items, num_tiles, 0};
+  *plan = {chunk, items, num_tiles, items > batch.num_single};
 }
 
 // One warp a (token, head), key by key: any dtype and head size.
@@ -174,8 +192,8 @@ void plan_attention(
   auto* base = static_cast<uint8_t*>(workspace);
   launch("plan_attention", plan_kernel, 1, kPlanThreads, 0, stream, batch, batch.num_sequences(),
       shape.num_heads / shape.num_kv_heads, shape.num_kv_heads, shape.window,
-      decode_warps(shape.head_dim, limits.num_sms), reinterpret_cast<AttentionPlan*>(base),
-      reinterpret_cast<int32_t*>(base + layout.first_item),
+      decode_warps(shape.head_dim, limits.num_sms), limits.num_sms,
+      reinterpret_cast<AttentionPlan*>(base), reinterpret_cast<int32_t*>(base + layout.first_item),
       reinterpret_cast<int2*>(base + layout.tiles));
 }
 

@@ -5,8 +5,8 @@
 
 #include <cuda_runtime.h>
 
+#include "engine/core/cuda/launch.cuh"
 #include "engine/kernels/cuda/kernels.h"
-#include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/math.cuh"
 
 namespace millrace::cuda {
@@ -16,7 +16,7 @@ struct AttentionPlan {
   int32_t chunk;      // keys of a decode item, a multiple of kDecodeKeys
   int32_t num_items;  // of decode, for one KV head
   int32_t num_tiles;  // of prefill, for one KV head
-  int32_t unused;
+  int32_t split;      // some sequence has several items
 };
 constexpr int kPrefillRows = 128;  // (token, head of the group) pairs of a prefill tile
 constexpr int kPrefillKeys = 64;

@@ -2,6 +2,8 @@
 // KV heads (Flash-Decoding, Dao et al. 2023, balanced as in Stream-K); a warp takes items in turn,
 // all heads of a group at once, with a pipeline of its own. Sequences of several items are put
 // together in the order of their keys.
+#include <algorithm>
+
 #include "engine/kernels/cuda/attention.cuh"
 
 namespace millrace::cuda {
@@ -105,18 +107,17 @@ __global__ void __launch_bounds__(32 * kWarps<D>) decode_kernel(AttentionArgs<T>
   }
 }
 
-// One block a (sequence, head): its warps take the items in turn, several loads under way at once,
-// and warp 0 puts theirs together.
+// One block: its warps take the items of a (sequence, head) in turn, several loads under way at
+// once, and warp 0 puts theirs together.
 constexpr int kCombineWarps = 4;
 template <typename T, int D>
-__global__ void __launch_bounds__(32 * kCombineWarps) combine_kernel(AttentionArgs<T> a) {
-  begin_kernel();
+__device__ void combine_items(const AttentionArgs<T>& a, int sequence, int head) {
   constexpr int kEach = (D + 31) / 32, kAtOnce = 4;
   __shared__ float shared_sums[kCombineWarps][D];
   __shared__ float2 shared_ends[kCombineWarps];
-  const int sequence = blockIdx.x / a.num_heads, head = blockIdx.x % a.num_heads;
   const int first = a.first_item[sequence], count = a.first_item[sequence + 1] - first;
   if (count == 1) return;
+  __syncthreads();  // the row before has been read
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = a.group();
   float sums[kEach] = {}, max = -INFINITY, weight = 0;
   // Takes up to kAtOnce (sums, end) of equal rank, of which `inside(i)` says whether they are
@@ -178,6 +179,15 @@ __global__ void __launch_bounds__(32 * kCombineWarps) combine_kernel(AttentionAr
     if (lane + 32 * i < D) to[lane + 32 * i] = from_float<T>(sums[i] / weight);
   }
 }
+template <typename T, int D>
+__global__ void __launch_bounds__(32 * kCombineWarps) combine_kernel(AttentionArgs<T> a) {
+  begin_kernel();
+  if (a.plan->split == 0) return;
+  const int rows = a.num_single * a.num_heads;
+  for (int row = blockIdx.x; row < rows; row += gridDim.x) {
+    combine_items<T, D>(a, row / a.num_heads, row % a.num_heads);
+  }
+}
 
 }  // namespace
 
@@ -195,8 +205,8 @@ void decode_attention(const AttentionArgs<T>& args, int num_sms, cudaStream_t st
     launch("decode attention", kernel, static_cast<unsigned>(num_sms), 32 * kWarps<D>, kShared,
         stream, args);
     launch("combining decode attention", combine_kernel<T, D>,
-        static_cast<unsigned>(args.num_single * args.num_heads), 32 * kCombineWarps, 0, stream,
-        args);
+        static_cast<unsigned>(std::min(args.num_single * args.num_heads, 16 * num_sms)),
+        32 * kCombineWarps, 0, stream, args);
   });
 }
 template void decode_attention(const AttentionArgs<__half>&, int, cudaStream_t);

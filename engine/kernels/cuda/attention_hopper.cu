@@ -149,7 +149,7 @@ __device__ __forceinline__ void begin_scores(
 #pragma unroll
   for (int step = 0; step < D / 16; ++step) {
     const int panel = step / 4, bytes = step % 4 * 32;
-    hopper::product_qk<T>(s, hopper::descriptor(q + panel * kRowsPanelBytes + bytes, 16),
+    hopper::product_abt<T>(s, hopper::descriptor(q + panel * kRowsPanelBytes + bytes, 16),
         hopper::descriptor(k + panel * kPanelBytes + bytes, 16), step != 0);
   }
   hopper::commit_products();
@@ -175,7 +175,7 @@ __device__ void clear_values(uint8_t* v, int first, int warpgroup) {
     }
   }
   hopper::fence_async();
-  hopper::sync_warpgroup(1 + warpgroup);
+  hopper::sync_some(1 + warpgroup);
 }
 
 // One warpgroup: its 64 rows against all keys.
@@ -185,7 +185,7 @@ __device__ void attend(const AttentionArgs<T>& a, const Tiles& tiles, const Plac
   uint8_t* const q = tiles.q + warpgroup * 64 * D * 2;
   load_q<T, D>(a, at, first_row, q);
   hopper::fence_async();
-  hopper::sync_warpgroup(1 + warpgroup);
+  hopper::sync_some(1 + warpgroup);
 
   const int group = a.group();
   int row[2], position[2], oldest[2];
@@ -310,30 +310,10 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_kernel(AttentionArgs<T> a,
 // Boxes of 16 keys and 64 columns of a layer's keys or values [blocks, Hkv, block_size, D].
 template <typename T>
 CUtensorMap tensor_map(const AttentionArgs<T>& a, const T* tensor) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    check_cuda(cudaGetDriverEntryPointByVersion(
-                   "cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
-        "finding cuTensorMapEncodeTiled");
-    CHECK(found == cudaDriverEntryPointSuccess, "the driver has no cuTensorMapEncodeTiled");
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  const auto d = static_cast<cuuint64_t>(a.head_dim), slots = static_cast<cuuint64_t>(a.block_size);
-  const cuuint64_t sizes[] = {
-      d, slots, static_cast<cuuint64_t>(a.num_kv_heads), static_cast<cuuint64_t>(a.num_blocks)};
-  const cuuint64_t strides[] = {
-      d * sizeof(T), slots * d * sizeof(T), static_cast<cuuint64_t>(a.block_stride) * sizeof(T)};
-  const cuuint32_t box[] = {kPanel, kBox, 1, 1}, steps[] = {1, 1, 1, 1};
-  CUtensorMap map;
-  const CUresult result = encode(&map,
-      std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      4, const_cast<T*>(tensor), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled: error {}", static_cast<int>(result));
-  return map;
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(T));
+  const int64_t d = a.head_dim, slots = a.block_size;
+  return hopper::tensor_map(tensor, {d, slots, a.num_kv_heads, a.num_blocks},
+      {d * kBytes, slots * d * kBytes, a.block_stride * kBytes}, {kPanel, kBox, 1, 1});
 }
 
 template <typename T, int D>
@@ -348,20 +328,7 @@ void enqueue(const AttentionArgs<T>& args, int max_tiles, cudaStream_t stream) {
 
 }  // namespace
 
-bool on_hopper(int head_dim) {
-#ifdef MILLRACE_SM90A
-  static const int capability = [] {
-    int device = 0, major = 0, minor = 0;
-    check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    return 10 * major + minor;
-  }();
-  return capability == 90 && (head_dim == 64 || head_dim == 128);
-#else
-  return head_dim < 0;
-#endif
-}
+bool on_hopper(int head_dim) { return hopper::available() && (head_dim == 64 || head_dim == 128); }
 
 template <typename T>
 void prefill_attention_hopper(const AttentionArgs<T>& args, int max_tiles, cudaStream_t stream) {

@@ -52,6 +52,16 @@ class CudaOps final : public Ops {
     if (tune_ && !capturing()) gemm_.tune(x, w, bias, out);
     gemm_.run(x, w, bias, out);
   }
+  void linear_add(const TensorView& x, const TensorView& w, const TensorView& bias,
+      const TensorView& scratch, const TensorView& to) override {
+    if (bias.data != nullptr) return Ops::linear_add(x, w, bias, scratch, to);
+    if (tune_ && !capturing()) gemm_.tune(x, w, bias, scratch);
+    gemm_.run(x, w, bias, to, /*adds=*/true);
+  }
+  void gated_linear(const TensorView& x, const TensorView& w, const TensorView& bias,
+      const TensorView& scratch, const TensorView& out) override {
+    if (!gemm_.run_gated(x, w, bias, out)) Ops::gated_linear(x, w, bias, scratch, out);
+  }
   void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,
       const RopeTable& rope, const AttentionShape& shape, const BatchView& batch,
       const KvCacheView& cache) override {

@@ -25,7 +25,8 @@ namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 constexpr int64_t kColdBytes = int64_t{128} << 20;  // more than any L2
-constexpr int kCacheVersion = 1;
+constexpr int kCacheVersion = 2;
+constexpr int64_t kStreamRows = 64;  // unmeasured: up to so many the own kernel is ahead
 
 void check_cublas(cublasStatus_t result, const char* what) {
   if (result == CUBLAS_STATUS_SUCCESS) return;
@@ -119,8 +120,11 @@ struct Problem {
   }
 };
 
+enum class Way { kLibrary, kStream, kSkinny };
+constexpr const char* kWayNames[] = {"library", "stream", "skinny"};
+
 struct Plan {
-  bool own = false;
+  Way way = Way::kLibrary;
   bool tuned = false;
   cublasLtMatmulAlgo_t algo{};
 };
@@ -153,17 +157,27 @@ std::vector<TensorView> cold_copies(
 
 struct Gemm::Impl {
   Impl(cudaStream_t stream_, std::string cache_file_)
-      : stream(stream_), cache_file(std::move(cache_file_)), workspace(nullptr, cudaFree) {
+      : stream(stream_),
+        cache_file(std::move(cache_file_)),
+        workspace(nullptr, cudaFree),
+        stream_memory(nullptr, cudaFree) {
     check_cublas(cublasLtCreate(&handle), "cublasLtCreate");
-    void* memory = nullptr;
-    check_cuda(cudaMalloc(&memory, kWorkspaceBytes), "memory for GEMMs (64 MiB)");
-    workspace.reset(memory);
+    const auto take = [](DeviceMemory& memory, size_t bytes) {
+      void* taken = nullptr;
+      check_cuda(cudaMalloc(&taken, bytes), "memory for GEMMs (100 MiB)");
+      memory.reset(taken);
+    };
+    take(workspace, kWorkspaceBytes);
+    const auto stream_bytes = static_cast<size_t>(stream_workspace_bytes());
+    take(stream_memory, stream_bytes);
+    check_cuda(cudaMemsetAsync(stream_memory.get(), 0, stream_bytes, stream), "cudaMemset");
     check_cuda(cudaEventCreate(&begin), "cudaEventCreate");
     check_cuda(cudaEventCreate(&end), "cudaEventCreate");
     int device = 0;
     cudaDeviceProp properties;
     check_cuda(cudaGetDevice(&device), "cudaGetDevice");
     check_cuda(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+    stream_space = {stream_memory.get(), properties.multiProcessorCount};
     header = fmt::format(
         "millrace gemm {}, cublasLt {}, {}", kCacheVersion, cublasLtGetVersion(), properties.name);
     read_cache();
@@ -176,7 +190,7 @@ struct Gemm::Impl {
 
   std::vector<Plan> heuristics(Problem& p, int count) const;
   Plan& plan(Problem& p);
-  bool run(Problem& p, const TensorView& w, const Plan& plan) const;
+  bool run(Problem& p, const TensorView& w, const Plan& plan, bool adds = false) const;
   double measure(Problem& p, const std::vector<TensorView>& copies, const Plan& plan, double best);
   void read_cache();
   void write_cache();
@@ -185,7 +199,8 @@ struct Gemm::Impl {
   std::string cache_file;
   std::string header;
   cublasLtHandle_t handle = nullptr;
-  DeviceMemory workspace;
+  DeviceMemory workspace, stream_memory;
+  StreamWorkspace stream_space;
   std::map<Shape, Plan> plans;
   bool changed = false;
   cudaEvent_t begin = nullptr, end = nullptr;
@@ -216,7 +231,7 @@ std::vector<Plan> Gemm::Impl::heuristics(Problem& p, int count) const {
   std::vector<Plan> plans;
   for (int i = 0; i < found && status == CUBLAS_STATUS_SUCCESS; ++i) {
     const auto& result = results[static_cast<size_t>(i)];
-    if (result.state == CUBLAS_STATUS_SUCCESS) plans.push_back({false, false, result.algo});
+    if (result.state == CUBLAS_STATUS_SUCCESS) plans.push_back({Way::kLibrary, false, result.algo});
   }
   if (plans.empty()) {
     throw Error(ExitCode::kWorkerLost,
@@ -229,28 +244,41 @@ std::vector<Plan> Gemm::Impl::heuristics(Problem& p, int count) const {
 Plan& Gemm::Impl::plan(Problem& p) {
   const auto it = plans.find(p.shape);
   if (it != plans.end()) return it->second;
-  // Unmeasured: with so few rows the own kernel is rarely behind.
-  const bool own = p.x.rows() <= 8 && skinny_gemm_supports(p.x, p.w, p.out);
-  return plans[p.shape] = own ? Plan{.own = true} : heuristics(p, 1).front();
+  Plan plan;
+  if (p.x.rows() <= kStreamRows && stream_gemm_supports(p.x, p.w, p.out, false)) {
+    plan.way = Way::kStream;
+  } else if (p.x.rows() <= 8 && skinny_gemm_supports(p.x, p.w, p.out)) {
+    plan.way = Way::kSkinny;
+  } else {
+    plan = heuristics(p, 1).front();
+  }
+  return plans[p.shape] = plan;
 }
 
-// False when the algorithm does not take this problem.
-bool Gemm::Impl::run(Problem& p, const TensorView& w, const Plan& plan) const {
-  if (plan.own) {
-    if (!skinny_gemm_supports(p.x, p.w, p.out))
-      return false;  // a line of the cache file that nobody wrote so
-    skinny_gemm(p.x, w, p.bias, p.out, stream);
+// False when the algorithm does not take this problem, as a line of the cache file that nobody
+// wrote so.
+bool Gemm::Impl::run(Problem& p, const TensorView& w, const Plan& plan, bool adds) const {
+  if (plan.way == Way::kStream) {
+    if (!stream_gemm_supports(p.x, p.w, p.out, false)) return false;
+    stream_gemm(p.x, w, p.bias, p.out, /*gated=*/false, adds, stream_space, stream);
+    return true;
+  }
+  if (plan.way == Way::kSkinny) {
+    if (!skinny_gemm_supports(p.x, p.w, p.out)) return false;
+    skinny_gemm(p.x, w, p.bias, p.out, adds, stream);
     return true;
   }
   const float one = 1;
-  const float beta = p.shape.bias == kPrefilledBias ? 1 : 0;
-  if (beta != 0) fill_rows(p.bias, p.out, stream);
+  const bool prefilled = p.shape.bias == kPrefilledBias;
+  const float beta = prefilled || adds ? 1 : 0;
+  if (prefilled) fill_rows(p.bias, p.out, stream);
   return cublasLtMatmul(handle, &p.desc, &one, w.data, &p.w_layout, p.x.data, &p.x_layout, &beta,
              p.out.data, &p.out_layout, p.out.data, &p.out_layout, &plan.algo, workspace.get(),
              kWorkspaceBytes, stream) == CUBLAS_STATUS_SUCCESS;
 }
 
-// Milliseconds of going through the copies (at least three products, so that the first launch
+// Milliseconds of going through the copies, each product behind a small kernel that it may overlap,
+// as in a step (at least three products, so that the first launch
 // counts little), the median of several; infinite when the plan does not run here or is well behind
 // `best`.
 double Gemm::Impl::measure(
@@ -262,6 +290,7 @@ double Gemm::Impl::measure(
   for (double& time : times) {
     check_cuda(cudaEventRecord(begin, stream), "cudaEventRecord");
     for (size_t i = 0; i < std::max<size_t>(copies.size(), 3); ++i) {
+      touch(p.x, stream);
       run(p, copies[i % copies.size()], plan);
     }
     check_cuda(cudaEventRecord(end, stream), "cudaEventRecord");
@@ -275,8 +304,8 @@ double Gemm::Impl::measure(
   return times[kRepeats / 2];
 }
 
-// A line per shape: ten numbers, then "own" or the algorithm's words in hex. Lines that do not read
-// so, and files of another GPU, library or version, count for nothing.
+// A line per shape: ten numbers, the way, and the library's algorithm as words in hex. Lines that
+// do not read so, and files of another GPU, library or version, count for nothing.
 void Gemm::Impl::read_cache() {
   std::ifstream file(cache_file);
   std::string line;
@@ -290,9 +319,12 @@ void Gemm::Impl::read_cache() {
     words >> s.m >> s.n >> s.k >> s.ldx >> s.ldw >> s.ldo >> s.alignment >> s.act >> s.out >>
         s.bias;
     words >> first;
-    plan.own = first == "own";
-    plan.algo.data[0] = plan.own ? 0 : std::strtoull(first.c_str(), nullptr, 16);
-    for (int i = 1; i < 8 && !plan.own; ++i) words >> std::hex >> plan.algo.data[i];
+    const auto* way = std::find(std::begin(kWayNames), std::end(kWayNames), first);
+    if (way == std::end(kWayNames)) continue;
+    plan.way = static_cast<Way>(way - std::begin(kWayNames));
+    for (int i = 0; i < 8 && plan.way == Way::kLibrary; ++i) {
+      words >> std::hex >> plan.algo.data[i];
+    }
     if (!words) continue;
     plans.try_emplace(s, plan);
   }
@@ -311,8 +343,10 @@ void Gemm::Impl::write_cache() {
       if (!plan.tuned) continue;
       file << fmt::format("{} {} {} {} {} {} {} {} {} {}", s.m, s.n, s.k, s.ldx, s.ldw, s.ldo,
           s.alignment, s.act, s.out, s.bias);
-      if (plan.own) file << " own";
-      for (int i = 0; i < 8 && !plan.own; ++i) file << fmt::format(" {:016x}", plan.algo.data[i]);
+      file << ' ' << kWayNames[static_cast<size_t>(plan.way)];
+      for (int i = 0; i < 8 && plan.way == Way::kLibrary; ++i) {
+        file << fmt::format(" {:016x}", plan.algo.data[i]);
+      }
       file << '\n';
     }
     if (!file.flush()) code = std::make_error_code(std::errc::io_error);
@@ -326,15 +360,16 @@ Gemm::Gemm(cudaStream_t stream, std::string cache_file)
     : impl_(std::make_unique<Impl>(stream, std::move(cache_file))) {}
 Gemm::~Gemm() = default;
 
-void Gemm::run(
-    const TensorView& x, const TensorView& w, const TensorView& bias, const TensorView& out) {
+void Gemm::run(const TensorView& x, const TensorView& w, const TensorView& bias,
+    const TensorView& out, bool adds) {
   if (x.rows() == 0 || w.rows() == 0) return;
+  CHECK(!adds || (bias.data == nullptr && out.dtype == x.dtype));
   Problem p(x, w, bias, out);
-  if (impl_->run(p, w, impl_->plan(p))) return;
+  if (impl_->run(p, w, impl_->plan(p), adds)) return;
   // The bucket's algorithm does not take exactly these rows: they get a plan of their own.
   p.shape.m = -x.rows();
-  CHECK(
-      impl_->run(p, w, impl_->plan(p)), "cuBLASLt refuses its own proposal for {} rows", x.rows());
+  CHECK(impl_->run(p, w, impl_->plan(p), adds), "cuBLASLt refuses its own proposal for {} rows",
+      x.rows());
 }
 
 void Gemm::tune(
@@ -343,8 +378,12 @@ void Gemm::tune(
   Problem p(x, w, bias, out);
   if (impl_->plan(p).tuned) return;
   std::vector<Plan> candidates = impl_->heuristics(p, x.rows() <= 512 ? 24 : 8);
-  if (skinny_gemm_supports(p.x, p.w, p.out))
-    candidates.insert(candidates.begin(), Plan{.own = true});
+  if (skinny_gemm_supports(p.x, p.w, p.out)) {
+    candidates.insert(candidates.begin(), {.way = Way::kSkinny});
+  }
+  if (stream_gemm_supports(p.x, p.w, p.out, false)) {
+    candidates.insert(candidates.begin(), {.way = Way::kStream});
+  }
   DeviceMemory memory(nullptr, cudaFree);
   const auto copies = cold_copies(w, impl_->stream, memory);
   double best = std::numeric_limits<double>::infinity();
@@ -356,6 +395,13 @@ void Gemm::tune(
     impl_->plans[p.shape] = candidate;
     impl_->changed = true;
   }
+}
+
+bool Gemm::run_gated(
+    const TensorView& x, const TensorView& w, const TensorView& bias, const TensorView& out) const {
+  if (x.rows() > kStreamRows || !stream_gemm_supports(x, w, out, /*gated=*/true)) return false;
+  stream_gemm(x, w, bias, out, /*gated=*/true, /*adds=*/false, impl_->stream_space, impl_->stream);
+  return true;
 }
 
 void Gemm::save() const {

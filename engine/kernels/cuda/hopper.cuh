@@ -6,8 +6,11 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <array>
 #include <cstdint>
 #include <type_traits>
+
+#include "engine/core/cuda/cuda_device.h"
 
 // Only in code for sm_90a: its instructions exist on no other GPU, older or newer.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -15,6 +18,49 @@
 #endif
 
 namespace millrace::cuda::hopper {
+
+// Whether the GPU is one and this build has code for it.
+inline bool available() {
+#ifdef MILLRACE_SM90A
+  static const bool yes = [] {
+    int device = 0, major = 0, minor = 0;
+    check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    return major == 9 && minor == 0;
+  }();
+  return yes;
+#else
+  return false;
+#endif
+}
+
+// Boxes of up to four dimensions of a tensor, innermost first, 64 elements of 2 bytes wide; strides
+// (of dimensions 1 to 3) in bytes, multiples of 16. What lies outside the tensor reads as zeros.
+template <typename T>
+CUtensorMap tensor_map(const T* tensor, const std::array<int64_t, 4>& sizes,
+    const std::array<int64_t, 3>& strides, const std::array<cuuint32_t, 4>& box) {
+  static const auto encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    check_cuda(cudaGetDriverEntryPointByVersion(
+                   "cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
+        "finding cuTensorMapEncodeTiled");
+    CHECK(found == cudaDriverEntryPointSuccess, "the driver has no cuTensorMapEncodeTiled");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  }();
+  const cuuint32_t steps[] = {1, 1, 1, 1};
+  CUtensorMap map;
+  const CUresult result = encode(&map,
+      std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+      4, const_cast<T*>(tensor), reinterpret_cast<const cuuint64_t*>(sizes.data()),
+      reinterpret_cast<const cuuint64_t*>(strides.data()), box.data(), steps,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled: error {}", static_cast<int>(result));
+  return map;
+}
 
 // --- barriers: a phase ends when `count` threads have arrived and all announced bytes are there.
 using Barrier = uint64_t;
@@ -52,9 +98,11 @@ __device__ __forceinline__ void wait(Barrier* barrier, int parity) {
 __device__ __forceinline__ void fence_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// Among the threads of one warpgroup; `id` from 1 on.
-__device__ __forceinline__ void sync_warpgroup(int id) {
-  asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory");
+
+// Among `kCount` threads, those of whole warps; `id` from 1 on.
+template <int kCount = 128>
+__device__ __forceinline__ void sync_some(int id) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kCount) : "memory");
 }
 template <int kCount>
 __device__ __forceinline__ void more_registers() {
@@ -65,6 +113,9 @@ __device__ __forceinline__ void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
 }
 
+__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 // Starts the copy of one box of a tensor; the barrier hears of its bytes.
 __device__ __forceinline__ void copy_box(
     void* to, const CUtensorMap* map, int c0, int c1, int c2, int c3, Barrier* barrier) {
@@ -98,33 +149,47 @@ __device__ __forceinline__ void wait_products() {
 }
 
 // clang-format off
-#define MILLRACE_D32 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define MILLRACE_D4 "%0, %1, %2, %3"
+#define MILLRACE_D8 MILLRACE_D4 ", %4, %5, %6, %7"
+#define MILLRACE_D16 MILLRACE_D8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define MILLRACE_D32 MILLRACE_D16 \
+  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define MILLRACE_D64 MILLRACE_D32 \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
   "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define MILLRACE_F8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), \
-  "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define MILLRACE_F32(d, i) MILLRACE_F8(d, i), MILLRACE_F8(d, i + 8), MILLRACE_F8(d, i + 16), \
-  MILLRACE_F8(d, i + 24)
+#define MILLRACE_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define MILLRACE_F8(d, i) MILLRACE_F4(d, i), MILLRACE_F4(d, i + 4)
+#define MILLRACE_F16(d, i) MILLRACE_F8(d, i), MILLRACE_F8(d, i + 8)
+#define MILLRACE_F32(d, i) MILLRACE_F16(d, i), MILLRACE_F16(d, i + 16)
 
-#define MILLRACE_QK(type) \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n" \
-               "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" MILLRACE_D64 \
-               "}, %64, %65, add, 1, 1, 0, 0;\n}\n" \
-               : MILLRACE_F32(d, 0), MILLRACE_F32(d, 32) : "l"(a), "l"(b), "r"(add))
+#define MILLRACE_ABT(type, shape, regs, a0, b0, one, ...) \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " one ", 0;\n" \
+               "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" regs \
+               "}, " a0 ", " b0 ", add, 1, 1, 0, 0;\n}\n" \
+               : __VA_ARGS__ : "l"(a), "l"(b), "r"(add))
+#define MILLRACE_ABT_ALL(type) \
+  if constexpr (N == 4) \
+    MILLRACE_ABT(type, "m64n8k16", MILLRACE_D4, "%4", "%5", "%6", MILLRACE_F4(d, 0)); \
+  else if constexpr (N == 8) \
+    MILLRACE_ABT(type, "m64n16k16", MILLRACE_D8, "%8", "%9", "%10", MILLRACE_F8(d, 0)); \
+  else if constexpr (N == 16) \
+    MILLRACE_ABT(type, "m64n32k16", MILLRACE_D16, "%16", "%17", "%18", MILLRACE_F16(d, 0)); \
+  else if constexpr (N == 32) \
+    MILLRACE_ABT(type, "m64n64k16", MILLRACE_D32, "%32", "%33", "%34", MILLRACE_F32(d, 0)); \
+  else \
+    MILLRACE_ABT(type, "m64n128k16", MILLRACE_D64, "%64", "%65", "%66", MILLRACE_F32(d, 0), \
+                 MILLRACE_F32(d, 32))
 #define MILLRACE_PV(type, shape, regs, a0, a1, a2, a3, b0, one, ...) \
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " one ", 0;\n" \
                "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" regs \
                "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b0 ", add, 1, 1, 1;\n}\n" \
                : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
 
-// d (+)= A · Bᵀ for a 64x16 and a 128x16 matrix in shared memory.
-template <typename T>
-__device__ __forceinline__ void product_qk(float (&d)[64], uint64_t a, uint64_t b, int add) {
-  if constexpr (std::is_same_v<T, __half>) MILLRACE_QK("f16");
-  else MILLRACE_QK("bf16");
+// d (+)= A · Bᵀ for a 64x16 and a (2 N)x16 matrix in shared memory, N of 4, 8, 16, 32 or 64.
+template <typename T, int N>
+__device__ __forceinline__ void product_abt(float (&d)[N], uint64_t a, uint64_t b, int add) {
+  if constexpr (std::is_same_v<T, __half>) { MILLRACE_ABT_ALL("f16"); }
+  else { MILLRACE_ABT_ALL("bf16"); }
 }
 // d += A · B for A 64x16 in registers and B 16 x (2 N) in shared memory.
 template <typename T, int N>

@@ -2,8 +2,8 @@
 // bytes a thread and access, fp32 in between.
 #include <algorithm>
 
+#include "engine/core/cuda/launch.cuh"
 #include "engine/kernels/cuda/kernels.h"
-#include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/math.cuh"
 
 namespace millrace::cuda {

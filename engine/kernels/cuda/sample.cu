@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <cfloat>
 
+#include "engine/core/cuda/launch.cuh"
 #include "engine/kernels/cpu/philox.h"
 #include "engine/kernels/cuda/kernels.h"
-#include "engine/kernels/cuda/launch.cuh"
 #include "engine/kernels/cuda/math.cuh"
 #include "engine/kernels/cuda/select.cuh"
 

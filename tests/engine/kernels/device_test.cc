@@ -39,6 +39,23 @@ TEST_P(DeviceTest, CopiesInOrder) {
   if (device.asynchronous()) EXPECT_GE(device.used_bytes(), 2 * bytes);
 }
 
+// As a loader has it: one band is written while the other is on its way.
+TEST_P(DeviceTest, BegunCopiesReadTheirBandUntilTheyEnd) {
+  Device& device = backend_->device();
+  constexpr size_t kBand = 1 << 20, kBands = 20;
+  const Buffer bands[2] = {
+      device.allocate_host(kBand, "test"), device.allocate_host(kBand, "test")};
+  const Buffer to = device.allocate(kBand * kBands, "test");
+  for (size_t i = 0; i < kBands; ++i) {
+    std::memset(bands[i % 2].data(), static_cast<int>(i + 1), kBand);
+    device.end_copies();
+    device.begin_copy(to.data() + i * kBand, {bands[i % 2].data(), kBand});
+  }
+  device.end_copies();
+  const auto got = backend_->download<uint8_t>(to.data(), kBand * kBands);
+  for (size_t i = 0; i < got.size(); ++i) ASSERT_EQ(got[i], i / kBand + 1) << i;
+}
+
 TEST_P(DeviceTest, NormalNoiseIsAFunctionOfSeedAndIndex) {
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
     if (!backend_->holds(dtype)) continue;

@@ -88,6 +88,68 @@ TEST_P(LinearTest, WideAndDeep) {
   }
 }
 
+// What the sum begins with is part of it.
+TEST_P(LinearTest, AddsToWhatIsThere) {
+  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{144, 576}, {32, 4096}, {31, 72}}) {
+    const Weights w = random_.weights(backend_->act(), n, k);
+    const Tensor device_w = backend_->upload(w);
+    const Matrix bias = noise(1, n);
+    const Tensor device_bias = backend_->upload_vector(bias, backend_->act());
+    for (const int64_t m : {1, 5, 16, 33, 64, 100, 130}) {
+      for (const bool with_bias : {false, true}) {
+        const Matrix x = noise(m, k), before = noise(m, n);
+        const Tensor to = backend_->upload(before), scratch = output(m, n);
+        ops_->linear_add(backend_->upload(x).view, device_w.view,
+            with_bias ? device_bias.view : TensorView(), scratch.view, to.view);
+        const Matrix got = backend_->download(to);
+        for (int64_t j = 0; j < n; ++j) {
+          const std::vector<double> row = w.values(j);
+          for (int64_t i = 0; i < m; ++i) {
+            const reference::Dot dot = reference::dot(x.row(i), row);
+            const double first = before.row(i)[j];
+            const double offset = with_bias ? double{bias.values[static_cast<size_t>(j)]} : 0.0;
+            // The product may be rounded before it is added.
+            ASSERT_NEAR(got.row(i)[j], first + dot.value + offset,
+                backend_->error(std::abs(dot.value + offset) + std::abs(first),
+                    dot.magnitude + std::abs(offset) + std::abs(first), 1e-6))
+                << "m " << m << " n " << n << " at " << i << "," << j;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(LinearTest, GatedIsSiluOfOneHalfTimesTheOther) {
+  for (const auto& [width, k] :
+      {std::pair<int64_t, int64_t>{160, 576}, {24, 4096}, {72, 64}, {31, 40}}) {
+    const Weights w = random_.weights(backend_->act(), 2 * width, k);
+    const Tensor device_w = backend_->upload(w);
+    for (const int64_t m : {1, 7, 16, 40, 64, 120, 200}) {
+      const Matrix x = noise(m, k);
+      const Tensor scratch = output(m, 2 * width), out = output(m, width);
+      ops_->gated_linear(
+          backend_->upload(x).view, device_w.view, TensorView(), scratch.view, out.view);
+      const Matrix got = backend_->download(out);
+      for (int64_t j = 0; j < width; ++j) {
+        const std::vector<double> gate_row = w.values(j), up_row = w.values(width + j);
+        for (int64_t i = 0; i < m; ++i) {
+          const reference::Dot gate = reference::dot(x.row(i), gate_row);
+          const reference::Dot up = reference::dot(x.row(i), up_row);
+          const double silu = gate.value / (1 + std::exp(-gate.value));
+          // Both halves may be rounded before they meet; silu's slope is at most 1.1.
+          const double error =
+              backend_->error(gate.value, gate.magnitude, 2e-6) * 1.1 * std::abs(up.value) +
+              backend_->error(up.value, up.magnitude, 2e-6) * std::abs(silu);
+          ASSERT_NEAR(got.row(i)[j], silu * up.value,
+              error + backend_->error(silu * up.value, std::abs(silu * up.value), 1e-6) + 1e-6)
+              << "m " << m << " width " << width << " at " << i << "," << j;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(LinearTest, StridedRowsTouchNothingElse) {
   const DType dtype = backend_->holds(DType::kQ4_1) ? DType::kQ4_1 : backend_->act();
   const Weights w = random_.weights(dtype, 30, 64);

@@ -1,4 +1,4 @@
-// The two ways that a GPU's `linear` may take, each for itself.
+// The ways that a GPU's `linear` may take, each for itself.
 #include "engine/kernels/cuda/gemm.h"
 
 #include "engine/core/cuda/cuda_device.h"
@@ -10,9 +10,11 @@ namespace {
 using reference::Matrix;
 using reference::Weights;
 
+enum class Way { kTuned, kSkinny, kStream };
+
 class GemmTest : public BackendTest {
  protected:
-  void check(int64_t m, int64_t n, int64_t k, DType out_dtype, bool skinny) {
+  void check(int64_t m, int64_t n, int64_t k, DType out_dtype, Way way) {
     const DType act = backend_->act();
     cudaStream_t stream = dynamic_cast<CudaDevice&>(backend_->device()).stream();
     const Matrix x = noise(m, k);
@@ -22,9 +24,17 @@ class GemmTest : public BackendTest {
     const Tensor device_w = backend_->upload(w);
     const Tensor device_bias = backend_->upload_vector(bias, act);
     const Tensor out = output(m, n, out_dtype);
-    if (skinny) {
+    if (way == Way::kSkinny) {
       if (!cuda::skinny_gemm_supports(device_x.view, device_w.view, out.view)) return;
-      cuda::skinny_gemm(device_x.view, device_w.view, device_bias.view, out.view, stream);
+      cuda::skinny_gemm(
+          device_x.view, device_w.view, device_bias.view, out.view, /*adds=*/false, stream);
+    } else if (way == Way::kStream) {
+      if (!cuda::stream_gemm_supports(device_x.view, device_w.view, out.view, /*gated=*/false)) {
+        return;
+      }
+      const Buffer space = backend_->device().allocate(cuda::stream_workspace_bytes(), "test");
+      cuda::stream_gemm(device_x.view, device_w.view, device_bias.view, out.view, /*gated=*/false,
+          /*adds=*/false, {space.data(), 132}, stream);
     } else {
       cuda::Gemm gemm(stream, "");
       gemm.tune(device_x.view, device_w.view, device_bias.view, out.view);
@@ -48,7 +58,21 @@ TEST_P(GemmTest, FewRows) {
   for (const DType out : {DType::kF32, backend_->act()}) {
     for (int64_t m = 1; m <= 16; ++m) {
       for (const auto& [n, k] : {std::pair{1, 8}, {7, 64}, {33, 1000}, {257, 576}, {96, 4096}}) {
-        check(m, n, k, out, /*skinny=*/true);
+        check(m, n, k, out, Way::kSkinny);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+// Tiles that are cut along K and tiles that are not, whole ones and remainders.
+TEST_P(GemmTest, Streams) {
+  if (backend_->act() == DType::kF32) GTEST_SKIP() << "16-bit types only";
+  for (const DType out : {DType::kF32, backend_->act()}) {
+    for (const int64_t m : {1, 8, 9, 16, 17, 32, 50, 64, 65, 128}) {
+      for (const auto& [n, k] :
+          {std::pair{16, 8}, {128, 64}, {144, 1000}, {1040, 2048}, {576, 1536}, {6000, 72}}) {
+        check(m, n, k, out, Way::kStream);
         if (HasFatalFailure()) return;
       }
     }
@@ -58,8 +82,8 @@ TEST_P(GemmTest, FewRows) {
 TEST_P(GemmTest, TunedShapes) {
   for (const int64_t m : {1, 5, 16, 100, 256}) {
     for (const auto& [n, k] : {std::pair{64, 64}, {130, 96}, {31, 17}, {96, 2048}}) {
-      check(m, n, k, backend_->act(), /*skinny=*/false);
-      check(m, n, k, DType::kF32, /*skinny=*/false);
+      check(m, n, k, backend_->act(), Way::kTuned);
+      check(m, n, k, DType::kF32, Way::kTuned);
       if (HasFatalFailure()) return;
     }
   }
