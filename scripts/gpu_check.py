@@ -9,6 +9,16 @@
     gpu_check.py bench NAME [TPxPP [SHAPE]]
         one group of figures (see GROUPS) with random weights, as lines of $OUT/gpu_figures.jsonl;
         BENCH_FLAGS are added to the command
+    gpu_check.py profile [TPxPP]
+        how long the GPU stands idle between decode steps of the 8B shape, batch 1 and 256; the
+        traces go to $OUT/trace-*.json
+    gpu_check.py start [dummy | folder]
+        the 8B shape served from nothing to the first token over HTTP, broken down: random weights
+        made on the GPU, or read from a safetensors folder (made on the spot, in page cache)
+    gpu_check.py figures kernels | comm [TPxPP [SHAPE]]
+        `millrace bench kernels` or `comm`: the table, and its JSON in $OUT/bench-*.json
+    gpu_check.py kill [TPxPP]
+        kill -9 of rank 1 under three streams: clients, exit code and what is left
 """
 
 import json
@@ -16,10 +26,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
+from datetime import datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests" / "blackbox"), str(ROOT / "scripts")]
 MILLRACE = Path(os.environ.get("MILLRACE", ROOT / "build" / "millrace"))
 OUT = Path(os.environ.get("OUT", ROOT / "build"))
 TINY = {"tiny-llama": "tiny-llama", "tiny-llama-tied": "tiny-llama-tied",
@@ -123,25 +137,185 @@ def parity(model, layouts, num_tokens=64):
     return wrong
 
 
+def record(line):
+    with open(OUT / "gpu_figures.jsonl", "a", encoding="utf-8") as out:
+        out.write(json.dumps(line) + "\n")
+
+
+def dummy_bench(kind, shape, layout, *flags):
+    """What `millrace bench KIND` printed, on random weights; None: it failed, which was told."""
+    words = [MILLRACE, "bench", kind, SHAPES / shape, "--load-format", "dummy", "--device", "cuda",
+             "--dtype", "bfloat16", "--max-model-len", 9216, "--json", "--log-level", "warning",
+             *flags, *layout_flags(layout), *os.environ.get("BENCH_FLAGS", "").split()]
+    done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, timeout=450)
+    if done.returncode != 0:
+        print(f"bench {kind} {shape} {layout} {flags}: exit {done.returncode}", flush=True)
+        return None
+    return json.loads(done.stdout)
+
+
 def bench(group, layout, shape):
-    model = SHAPES / shape
     for command in GROUPS[group]:
-        words = [MILLRACE, "bench", command[0], model, "--load-format", "dummy", "--device", "cuda",
-                 "--dtype", "bfloat16", "--max-model-len", 9216, "--json", "--log-level", "warning",
-                 *command[1:], *layout_flags(layout), *os.environ.get("BENCH_FLAGS", "").split()]
         begin = time.time()
-        done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, timeout=500)
-        if done.returncode != 0:
-            print(f"bench {shape} {layout} {command}: exit {done.returncode}", flush=True)
+        figures = dummy_bench(command[0], shape, layout, *command[1:])
+        if figures is None:
             return 1
-        figures = json.loads(done.stdout)
-        line = {"shape": shape, "layout": layout, "command": " ".join(map(str, command)),
-                "wall_s": round(time.time() - begin, 1), **figures}
-        with open(OUT / "gpu_figures.jsonl", "a", encoding="utf-8") as out:
-            out.write(json.dumps(line) + "\n")
+        record({"shape": shape, "layout": layout, "command": " ".join(map(str, command)),
+                "wall_s": round(time.time() - begin, 1), **figures})
         shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in figures.items()}
         print(f"{shape} {layout} {' '.join(map(str, command[:7]))}: {shown}", flush=True)
     return 0
+
+
+def profile(layout):
+    wrong = 0
+    for batch_size in (1, 256):
+        trace = OUT / f"trace-{layout}-batch{batch_size}.json"
+        figures = dummy_bench("latency", "llama-3.1-8b", layout, "--profile", trace,
+                              *latency(batch_size)[1:])
+        if figures is None:
+            return 1
+        spans = [e for e in json.loads(trace.read_text())["traceEvents"] if e["ph"] == "X"]
+        share = figures["gpu_idle_fraction"]
+        record({"shape": "llama-3.1-8b", "layout": layout, "command": f"profile {batch_size}",
+                **figures})
+        wrong += layout == "1x1" and share > 0.03
+        print(f"profile {layout} batch {batch_size}: idle {100 * share:.2f} % between decode steps, "
+              f"{figures['tpot_ms']:.3f} ms a token; {len(spans)} spans in {trace}", flush=True)
+    return wrong
+
+
+def show_figures(kind, layout, shape):
+    report = dummy_bench(kind, shape, layout)
+    if report is None:
+        return 1
+    (OUT / f"bench-{kind}-{shape}-{layout}.json").write_text(json.dumps(report))
+    print(report["title"])
+    for f in report["figures"]:
+        print(f"  {f['name']:58}{f['us']:10.1f} us{f['gb_per_s']:9.1f} GB/s{f['tflops']:9.2f} "
+              f"TFLOP/s  limit {f['limit_us']:9.1f} us{f['fraction_of_limit']:7.2f}")
+    print("  limits:", {k: round(v, 1) for k, v in report.items() if isinstance(v, float)},
+          flush=True)
+    return 0
+
+
+def checkpoint_folder():
+    """Where 16 GB fit: in memory if there is room."""
+    for folder in ("/dev/shm", tempfile.gettempdir()):
+        space = os.statvfs(folder)
+        if space.f_bavail * space.f_frsize > 20e9:
+            return Path(folder) / "millrace-8b"
+    raise SystemExit("no folder with 20 GB of room for the checkpoint")
+
+
+def start(source):
+    model, flags = SHAPES / "llama-3.1-8b", ["--load-format", "dummy", "--dtype", "bfloat16"]
+    with tempfile.TemporaryDirectory() as scratch:
+        if source == "folder":
+            from make_checkpoint import make
+            model, flags = checkpoint_folder(), ["--dtype", "bfloat16"]
+            if not (model / "model.safetensors").exists():
+                begin = time.time()
+                size = make(SHAPES / "llama-3.1-8b", model)
+                print(f"made {size / 1e9:.2f} GB in {model} in {time.time() - begin:.1f} s")
+            subprocess.run(["cat", model / "model.safetensors"], stdout=subprocess.DEVNULL,
+                           check=True)  # into the page cache
+        else:  # a folder with a tokenizer, so that it can be served
+            folder = Path(scratch) / "model"
+            folder.mkdir()
+            for file in (model / "config.json", *(ROOT / "tests/data/tiny-llama").glob("*oken*")):
+                (folder / file.name).write_bytes(file.read_bytes())
+            model = folder
+        for attempt in ("first", "second"):  # the first also reads the program and its libraries
+            first_token(model, flags, Path(scratch), f"start {source}, {attempt}")
+    return 0
+
+
+def first_token(model, flags, scratch, title):
+    from jobs import free_port
+    port, log = free_port(), scratch / "serve.log"
+    words = [MILLRACE, "serve", model, "--device", "cuda", "--max-model-len", 9216, "--port", port,
+             "--served-model-name", "m", *flags]
+    begin = time.time()
+    with open(log, "wb") as out:
+        server = subprocess.Popen([str(word) for word in words], stdout=out, stderr=out)
+    base = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            try:
+                with urllib.request.urlopen(f"{base}/health", timeout=5) as answer:
+                    if answer.status == 200:
+                        break
+            except OSError:
+                pass
+            if server.poll() is not None or time.time() - begin > 200:
+                raise SystemExit(f"{title}: not ready\n{log.read_text()[-3000:]}")
+            time.sleep(0.002)
+        body = {"model": "m", "prompt": [5] * 467, "max_tokens": 4, "stream": True,
+                "ignore_eos": True, "temperature": 0}
+        request = urllib.request.Request(f"{base}/v1/completions", json.dumps(body).encode(),
+                                         {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answer.readline()
+        end = time.time()
+    finally:
+        server.terminate()
+        server.wait(30)
+    marks, loading = {}, 0.0
+    for line in log.read_text().splitlines():
+        for key, words in (("listening", "listening on"), ("welcome", "loading "),
+                           ("weights", "weights: "), ("ready", "ready after"),
+                           ("graphs", "memory plan")):
+            if words in line and key not in marks:
+                at = datetime.strptime(line.split()[0], "%H:%M:%S.%f")
+                now = datetime.fromtimestamp(begin)
+                marks[key] = (at.replace(year=now.year, month=now.month, day=now.day) - now
+                              ).total_seconds()
+                if key == "weights":
+                    loading = float(line.rsplit(" in ", 1)[1].split()[0])
+        if "memory plan" in line or "weights: " in line:
+            print(" ", line)
+    parts = {"process": marks["listening"], "device": marks["weights"] - loading - marks["welcome"],
+             "weights": loading, "cache_and_graphs": marks["graphs"] - marks["weights"],
+             "first_token": end - begin - max(marks["graphs"], marks["ready"]),
+             "all": end - begin}
+    record({"command": title, **parts})
+    print(f"{title}: " + ", ".join(f"{k} {v:.2f} s" for k, v in parts.items()), flush=True)
+
+
+def kill(layout):
+    from jobs import MODEL_NAME, Server
+    tp, pp = map(int, layout.split("x"))
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder), "--device", "cuda", "--max-model-len", 2048, mode=2, tp=tp,
+                        pp=pp)
+        ends = []
+
+        def stream():
+            body = {"model": MODEL_NAME, "prompt": "Once upon a time", "max_tokens": 1900,
+                    "ignore_eos": True, "stream": True, "temperature": 0}
+            request = urllib.request.Request(f"{server.base}/v1/completions",
+                                             json.dumps(body).encode(),
+                                             {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                lines = [line for line in answer if line.startswith(b"data: ")]
+            ends.append((time.monotonic(), lines[-1].decode().strip()))
+
+        threads = [threading.Thread(target=stream) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.7)
+        at = time.monotonic()
+        os.kill(server.worker(1).pid, 9)
+        for thread in threads:
+            thread.join(60)
+        code = server.wait(60)
+        server.assert_nothing_left()
+        late = max((t - at for t, _ in ends), default=99)
+        named = sum("error" in last and "rank 1" in last for _, last in ends)
+        print(f"kill {layout}: exit code {code}, {named} of 3 clients were told of rank 1, the last "
+              f"after {late:.2f} s, nothing is left running; {ends[0][1] if ends else ''}", flush=True)
+        return int(code != 6 or named != 3 or late > 1)
 
 
 def main(args):
@@ -153,6 +327,15 @@ def main(args):
     if part == "bench":
         return bench(args[1], args[2] if len(args) > 2 else "1x1",
                      args[3] if len(args) > 3 else "llama-3.1-8b")
+    if part == "profile":
+        return profile(args[1] if len(args) > 1 else "1x1")
+    if part == "start":
+        return start(args[1] if len(args) > 1 else "dummy")
+    if part == "figures":
+        return show_figures(args[1], args[2] if len(args) > 2 else "1x1",
+                            args[3] if len(args) > 3 else "llama-3.1-8b")
+    if part == "kill":
+        return kill(args[1] if len(args) > 1 else "2x1")
     print(__doc__)
     return 2
 

@@ -3,10 +3,15 @@
 # (OUT defaults to build/). Needs a built tree (MILLRACE_BUILD, default build/).
 #
 #   scripts/gpu_check.sh kernels   one GPU: kernel tests, goldens in float32, SmolLM2 against the CPU
-#   scripts/gpu_check.sh sanitize  one GPU: the kernel tests under compute-sanitizer
+#   scripts/gpu_check.sh sanitize [FILTER [TOOL]]  one GPU: the kernel tests under compute-sanitizer
 #   scripts/gpu_check.sh tables    one GPU: decode, prefill and offline rows of the 8B shape
 #   scripts/gpu_check.sh two       two GPUs: goldens and SmolLM2 at TP 2 and PP 2, 8B rows
 #   scripts/gpu_check.sh large     two GPUs of 140 GB: 70B rows
+#   scripts/gpu_check.sh profile   one GPU: idle time between decode steps of the 8B shape, with traces
+#   scripts/gpu_check.sh start     one GPU: the 8B from nothing to the first token, dummy and from files
+#   scripts/gpu_check.sh figures   one GPU: each verb of a step in the 8B shape beside its limit
+#   scripts/gpu_check.sh comm      two GPUs: what TP 2 and PP 2 exchange, beside the peer copy
+#   scripts/gpu_check.sh kill      two GPUs: kill -9 of a rank at TP 2 and PP 2 under open streams
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 build=${MILLRACE_BUILD:-$build_dir}
 export MILLRACE=$build/millrace OUT=${OUT:-$build_dir} NCCL_NVLS_ENABLE=0
@@ -23,7 +28,7 @@ case ${1:-} in
     check goldens 1x1
     [ ! -f "$model" ] || check parity "$model" 1x1 ;;
   sanitize)
-    for tool in memcheck racecheck; do
+    for tool in ${3:-memcheck racecheck}; do
       run compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
         "$build/tests/kernels_cuda_test" --gtest_brief=1 "--gtest_filter=${2:-*}"
     done ;;
@@ -42,7 +47,18 @@ case ${1:-} in
   large)
     check bench decode-short 2x1 llama-3.1-70b
     check bench decode-short 1x2 llama-3.1-70b ;;
-  *) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+  profile) check profile ;;
+  start)
+    check start dummy
+    check start folder ;;
+  figures) check figures kernels ;;
+  comm)
+    check figures comm 2x1
+    check figures comm 1x2 ;;
+  kill)
+    check kill 2x1
+    check kill 1x2 ;;
+  *) sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac
 say "$failed failed"
 [ "$failed" = 0 ]

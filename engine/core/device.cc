@@ -67,7 +67,7 @@ class CpuDevice final : public Device {
         std::free(p);
       }
     };
-    return Buffer(std::shared_ptr<void>(memory, free_memory), bytes);
+    return counted(std::shared_ptr<void>(memory, free_memory), bytes);
   }
 
   Buffer allocate_host(int64_t bytes, const std::string& what) override {

@@ -2,6 +2,7 @@
 // otherwise.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -61,6 +62,11 @@ class Device {
   // share of them the KV cache may have when nothing is said.
   virtual int64_t free_bytes() const = 0;
   virtual double kv_share() const = 0;
+  // What allocate() has given and is still held.
+  int64_t allocated_bytes() const { return *allocated_; }
+  // What is gone of the device's memory since this was made, as the system says: also what
+  // libraries and graphs took. 0 on the CPU.
+  virtual int64_t used_bytes() const { return 0; }
 
   Tensor tensor(DType dtype, std::initializer_list<int64_t> shape, const std::string& what) {
     TensorView view(nullptr, dtype, shape);
@@ -68,6 +74,19 @@ class Device {
     view.data = buffer.data();
     return {view, buffer};
   }
+
+ protected:
+  // A buffer of `owner`'s memory, in allocated_bytes() while it is held.
+  Buffer counted(std::shared_ptr<void> owner, int64_t bytes) {
+    *allocated_ += bytes;
+    void* memory = owner.get();
+    const auto release = [owner = std::move(owner), total = allocated_, bytes](
+                             void*) { *total -= bytes; };
+    return Buffer(std::shared_ptr<void>(memory, release), bytes);
+  }
+
+ private:
+  std::shared_ptr<std::atomic<int64_t>> allocated_ = std::make_shared<std::atomic<int64_t>>(0);
 };
 
 std::unique_ptr<Device> make_cpu_device();

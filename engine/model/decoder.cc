@@ -109,9 +109,7 @@ void Decoder::allocate_workspace(const Stage& stage, Device& device) {
   const int64_t q = attention_shape_.num_heads * d;
   const int64_t kv = attention_shape_.num_kv_heads * d;
   const auto make_of = [&](DType dtype, std::initializer_list<int64_t> shape) {
-    Tensor made = device.tensor(dtype, shape, "the workspace of a step");
-    workspace_bytes_ += made.buffer.bytes();
-    return made;
+    return device.tensor(dtype, shape, "the workspace of a step");
   };
   const auto make = [&](std::initializer_list<int64_t> shape) {
     return make_of(device.activation_dtype(), shape);

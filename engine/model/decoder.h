@@ -63,7 +63,6 @@ class Decoder {
   int32_t num_layers() const { return static_cast<int32_t>(layers_.size()); }
   int64_t hidden_size() const { return config_.hidden_size; }
   int64_t weight_bytes() const { return weight_bytes_; }
-  int64_t workspace_bytes() const { return workspace_bytes_; }
   // For measuring them one by one.
   std::span<const Layer> layers() const { return layers_; }
   const TensorView& head() const { return head_.view; }  // [V / tp, H]; empty without the head
@@ -110,7 +109,6 @@ class Decoder {
   RopeTable rope_;
   Workspace work_;
   int64_t weight_bytes_ = 0;
-  int64_t workspace_bytes_ = 0;
 };
 
 }  // namespace millrace

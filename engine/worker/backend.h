@@ -39,8 +39,9 @@ class Backend {
   virtual Device& device() = 0;
   virtual Ops& ops() = 0;
   virtual DeviceComm& tp() = 0;
-  virtual PeerComm* peers() = 0;                // null when pp = 1
-  virtual std::string description() const = 0;  // "avx512, 2 threads"
+  virtual PeerComm* peers() = 0;                    // null when pp = 1
+  virtual int64_t comm_bytes() const { return 0; }  // that they took of the device
+  virtual std::string description() const = 0;      // "avx512, 2 threads"
   virtual void check() {}  // throws Error when a peer or the device failed; any thread
 };
 

@@ -25,6 +25,9 @@ int64_t to_ns(double ms) { return static_cast<int64_t>(std::max(0.0, ms) * 1e6);
 // A device that had nothing to do for this long began its next step when the host told it to.
 constexpr int64_t kIdleNs = 100'000;
 
+// Of device memory that the driver keeps for the captured kernels of a layer.
+constexpr int64_t kGraphBytesPerLayer = 24 << 10;
+
 uint32_t to_us(double ms) { return static_cast<uint32_t>(std::max(0.0, ms * 1e3)); }
 
 // Decode batches that are captured: close together where a padded row costs most.
@@ -127,6 +130,10 @@ void Executor::warm_up(std::atomic<uint64_t>& progress) {
   decoder_.sample({arrays_.sample_rows, count}, /*needs_all=*/true,
       reinterpret_cast<SampledRow*>(sampled_.data()), arrived_ids_.view.as<int32_t>());
   device_.synchronize();
+}
+
+int64_t Executor::graph_bytes() const {
+  return std::ssize(captured_sizes_) * decoder_.num_layers() * kGraphBytesPerLayer;
 }
 
 void Executor::run(const StepPlan& plan, std::atomic<uint64_t>& progress) {

@@ -36,6 +36,9 @@ class Executor {
   // set up on first use is set up here. Does nothing on the CPU. `progress` ticks once per layer.
   void warm_up(std::atomic<uint64_t>& progress);
 
+  // Device memory that the captured steps take, about.
+  int64_t graph_bytes() const;
+
   // Enqueues one plan. `progress` as above. Throws Error when the plan does not follow
   // from the slot table (a lost or foreign plan).
   void run(const StepPlan& plan, std::atomic<uint64_t>& progress);

@@ -16,7 +16,8 @@ namespace {
 constexpr int64_t kHostPoolBytes = int64_t{128} << 20;  // of KV blocks: random numbers take time
 constexpr double kDevicePoolShare = 0.6;                // of what is free
 constexpr int kMaxCalls = 32;
-constexpr int kFewCalls = 4;  // of what takes long
+constexpr int kMaxCacheCalls = 128;  // so that also short contexts are more than caches hold
+constexpr int kFewCalls = 4;         // of what takes long
 
 class KernelBench {
  public:
@@ -94,8 +95,8 @@ class KernelBench {
         device_.asynchronous()
             ? static_cast<int64_t>(static_cast<double>(device_.free_bytes()) * kDevicePoolShare)
             : kHostPoolBytes;
-    const int64_t largest =
-        block_bytes_ * std::min(config_.max_num_seqs, 256) * slots_.block_tables.cols();
+    const int64_t context = std::min(8192, max_position_) / config_.block_size;
+    const int64_t largest = block_bytes_ * std::min(config_.max_num_seqs, 256) * context;
     pool_ = device_.allocate(std::min(most, std::max(largest, kHostPoolBytes)), "KV blocks");
     device_.fill_normal(
         TensorView(pool_.data(), device_.activation_dtype(), {pool_.bytes() / act_bytes_}), 1, 2);
@@ -271,7 +272,7 @@ class KernelBench {
     const int64_t copies = pool_.bytes() / (num_blocks_ * block_bytes_);
     const bool decode = count == 1;
     const int calls = decode && device_.asynchronous()
-                          ? static_cast<int>(std::clamp<int64_t>(copies, kFewCalls, kMaxCalls))
+                          ? static_cast<int>(std::clamp<int64_t>(copies, kFewCalls, kMaxCacheCalls))
                           : kFewCalls;
     add(std::move(name), bytes, 4 * pairs * static_cast<double>(q), calls, decode, [&](int i) {
       const TensorView all = rows_of(x_, batch.num_tokens, q + 2 * kv, i);

@@ -42,7 +42,9 @@ class Rank {
         backend_(make_backend(backend_config())),
         device_(backend_->device()),
         tp_(backend_->tp()),
-        pp_(topology_, backend_->peers()) {}
+        pp_(topology_, backend_->peers()),
+        setup_used_(device_.used_bytes()),
+        setup_allocated_(device_.allocated_bytes()) {}
   ~Rank() {
     stop_ = true;
     if (collector_.joinable()) collector_.join();
@@ -54,8 +56,11 @@ class Rank {
     const int32_t longest = config_.max_model_len > 0 ? config_.max_model_len : model.max_position;
     max_position_ = longest;
     const DecoderLimits limits{config_.max_num_batched_tokens, config_.max_num_seqs, longest};
+    const auto began = std::chrono::steady_clock::now();
     decoder_ = std::make_unique<Decoder>(*checkpoint_, stage, limits, backend_->ops(), tp_, device_,
         [this] { session_.progress().fetch_add(1); });
+    log::info("weights: {:.1f} MiB in {:.2f} s", mib(decoder_->weight_bytes()),
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
     Ready ready;
     ready.figures = measure();
     ready.rank = context_.rank;
@@ -74,20 +79,11 @@ class Rank {
 
   void start(const Start& start) {
     if (config_.bench != BenchKind::kNone) return;
-    const int64_t free_before = device_.free_bytes();
     executor_ = std::make_unique<Executor>(topology_, config_, max_position_, start.num_blocks,
         *decoder_, backend_->ops(), tp_, pp_, device_);
     executor_->warm_up(session_.progress());
-    const int64_t kv = int64_t{start.num_blocks + 1} *
-                       KvCache::bytes_per_block(device_.activation_dtype(), decoder_->num_layers(),
-                           decoder_->attention_shape(), config_.block_size);
-    log::info(
-        "memory plan: weights {:.1f} MiB, workspace {:.1f} MiB, KV cache {:.1f} MiB ({} tokens)",
-        mib(decoder_->weight_bytes()), mib(decoder_->workspace_bytes()), mib(kv),
-        int64_t{start.num_blocks} * config_.block_size);
+    log_memory(start.num_blocks);
     if (!device_.asynchronous()) return;
-    log::info("memory in use for KV cache, step state and graphs: {:.1f} MiB",
-        mib(free_before - device_.free_bytes()));
     collector_ = std::thread([this] { collect(); });
   }
 
@@ -112,6 +108,29 @@ class Rank {
   }
 
   static double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
+  // What was planned for, beside what the system says is gone.
+  void log_memory(uint32_t num_blocks) const {
+    const int64_t weights = decoder_->weight_bytes();
+    const int64_t kv = int64_t{num_blocks + 1} *
+                       KvCache::bytes_per_block(device_.activation_dtype(), decoder_->num_layers(),
+                           decoder_->attention_shape(), config_.block_size);
+    const int64_t comm = backend_->comm_bytes();
+    const int64_t kernels = std::max<int64_t>(0, setup_used_ - comm);
+    const int64_t workspace = kernels + device_.allocated_bytes() - setup_allocated_ - weights - kv;
+    const int64_t graphs = executor_->graph_bytes();
+    const int64_t planned = weights + workspace + comm + graphs + kv;
+    std::string line = fmt::format(
+        "memory plan: weights {:.1f} MiB, workspace {:.1f}, communication {:.1f}, graphs {:.1f}, "
+        "KV cache {:.1f} ({} tokens), together {:.1f}",
+        mib(weights), mib(workspace), mib(comm), mib(graphs), mib(kv),
+        int64_t{num_blocks} * config_.block_size, mib(planned));
+    if (const int64_t used = device_.used_bytes(); used > 0) {
+      line += fmt::format("; in use {:.1f} ({:+.2f} %)", mib(used),
+          100.0 * static_cast<double>(used - planned) / static_cast<double>(planned));
+    }
+    log::info("{}", line);
+  }
 
   // The shapes that this rank computes, before its weights are there.
   BackendConfig backend_config() const {
@@ -207,6 +226,7 @@ class Rank {
   Device& device_;
   TpOps tp_;
   PpLink pp_;
+  const int64_t setup_used_, setup_allocated_;  // of device memory, before the weights
   int32_t max_position_ = 0;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<Executor> executor_;

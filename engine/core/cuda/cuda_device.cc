@@ -93,6 +93,7 @@ class CudaDeviceImpl final : public CudaDevice {
         compute_capability_(properties.major * 10 + properties.minor) {
     bind(index_);
     check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+    free_at_start_ = free_bytes();
   }
   ~CudaDeviceImpl() override {
     drop_graphs();
@@ -122,7 +123,7 @@ class CudaDeviceImpl final : public CudaDevice {
     const cudaStream_t lane = copy_lane().stream;
     check_cuda(cudaMemsetAsync(memory, 0, size, lane), "zeroing GPU memory");
     check_cuda(cudaStreamSynchronize(lane), "zeroing GPU memory");
-    return Buffer(std::move(owner), bytes);
+    return counted(std::move(owner), bytes);
   }
 
   Buffer allocate_host(int64_t bytes, const std::string& what) override {
@@ -204,6 +205,7 @@ class CudaDeviceImpl final : public CudaDevice {
     check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
     return static_cast<int64_t>(free);
   }
+  int64_t used_bytes() const override { return free_at_start_ - free_bytes(); }
 
  private:
   static void check_allocation(
@@ -232,6 +234,7 @@ class CudaDeviceImpl final : public CudaDevice {
   int num_sms_;
   int compute_capability_;
   cudaStream_t stream_ = nullptr;
+  int64_t free_at_start_ = 0;
   std::map<int64_t, cudaGraphExec_t> graphs_;
 };
 

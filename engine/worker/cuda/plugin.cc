@@ -59,13 +59,16 @@ class CudaBackend final : public Backend {
     layout.rank = topology.rank();
     layout.timeout_s = config.engine.timeout_s;
     layout.max_gather_bytes = config.engine.max_num_seqs * config.vocab_size * int64_t{4};
+    const int64_t before = device_->used_bytes();
     world_ = NcclWorld::start(layout, *device_, config.broadcast);
+    comm_bytes_ = device_->used_bytes() - before;
   }
 
   Device& device() override { return *device_; }
   Ops& ops() override { return *ops_; }
   DeviceComm& tp() override { return world_->tp(); }
   PeerComm* peers() override { return &world_->peers(); }
+  int64_t comm_bytes() const override { return comm_bytes_; }
   std::string description() const override {
     return fmt::format(
         "sm_{}, {}", device_->compute_capability(), dtype_info(device_->activation_dtype()).name);
@@ -76,6 +79,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<CudaDevice> device_;
   std::unique_ptr<Ops> ops_;
   std::unique_ptr<NcclWorld> world_;
+  int64_t comm_bytes_ = 0;
 };
 
 int device_count() {

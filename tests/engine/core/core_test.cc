@@ -93,6 +93,19 @@ TEST(CpuDevice, ZeroedAlignedAndCopied) {
   EXPECT_GT(device->free_bytes(), 1 << 20);
 }
 
+TEST(CpuDevice, CountsWhatIsHeld) {
+  const auto device = make_cpu_device();
+  EXPECT_EQ(device->allocated_bytes(), 0);
+  Buffer large = device->allocate(3 << 20, "a test");
+  Tensor small = device->tensor(DType::kF16, {5, 7}, "a test");
+  EXPECT_EQ(device->allocated_bytes(), (3 << 20) + 70);
+  const Buffer shared = large;
+  large = {};
+  EXPECT_EQ(device->allocated_bytes(), (3 << 20) + 70) << "somebody still has it";
+  small = {};
+  EXPECT_EQ(device->allocated_bytes(), 3 << 20);
+}
+
 TEST(CpuDevice, WorkIsDoneWhenItsCallReturns) {
   const auto device = make_cpu_device();
   const Buffer a = device->allocate_host(16, "test");

@@ -35,6 +35,8 @@ TEST_P(DeviceTest, CopiesInOrder) {
   EXPECT_GE(end->ms_since(*begin), 0);
   EXPECT_EQ(std::memcmp(host.data(), back.data(), size), 0);
   EXPECT_GT(device.free_bytes(), 1 << 20);
+  EXPECT_GE(device.allocated_bytes(), 2 * bytes);
+  EXPECT_GE(device.used_bytes(), device.asynchronous() ? bytes : 0);
 }
 
 // As a loader has it: one band is written while the other is on its way.
