@@ -39,6 +39,7 @@ struct CoordinatorConfig {
 struct SubmitEvent {
   RequestId id;
   Request request;
+  bool more = false;  // another follows at once: nothing is planned before the last
 };
 struct CancelEvent {
   RequestId id;

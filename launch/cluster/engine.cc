@@ -116,10 +116,7 @@ std::unique_ptr<Engine> Engine::start(const LaunchConfig& config, OnLost on_lost
 
 RequestId Engine::submit(Request request, EmissionCallback callback) {
   const RequestId id = impl_->next_id.fetch_add(1);
-  boost::asio::post(impl_->io, [impl = impl_.get(), id, request = std::move(request),
-                                   callback = std::move(callback)]() mutable {
-    impl->shell.submit(id, std::move(request), std::move(callback));
-  });
+  impl_->shell.submit(id, std::move(request), std::move(callback));
   return id;
 }
 
