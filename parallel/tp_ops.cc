@@ -1,6 +1,9 @@
 #include "parallel/tp_ops.h"
 
+#include <numeric>
 #include <utility>
+
+#include "engine/base/check.h"
 
 namespace millrace {
 
@@ -28,11 +31,16 @@ void TpOps::reduce_add_norm(Ops& ops, const TensorView& x, const TensorView& res
   ops.add_rms_norm(x, residual, weight, eps, out);
 }
 
-void TpOps::gather_logits(
-    const TensorView& mine, std::span<const int64_t> shard_sizes, const TensorView& out) {
+TensorView TpOps::gather_cols(
+    const TensorView& mine, std::span<const int64_t> widths, const TensorView& room) {
+  if (comm_.size() == 1) return mine;
+  const int64_t width = std::accumulate(widths.begin(), widths.end(), int64_t{0});
+  const TensorView out(room.data, DType::kF32, {mine.rows(), width});
+  CHECK(out.count() <= room.count(), "{} columns of {} rows", width, mine.rows());
   const auto begin = Clock::now();
-  comm_.all_gather_cols(mine, shard_sizes, out);
+  comm_.all_gather_cols(mine, widths, out);
   waited_ += Clock::now() - begin;
+  return out;
 }
 
 std::chrono::nanoseconds TpOps::take_wait_time() {

@@ -24,9 +24,10 @@ class TpOps {
   // norm where `weight` is an empty view. x is overwritten.
   void reduce_add_norm(Ops& ops, const TensorView& x, const TensorView& residual,
       const TensorView& weight, float eps, const TensorView& out);
-  // After the vocabulary-parallel head: logits of all shards side by side, the same on every rank.
-  void gather_logits(
-      const TensorView& mine, std::span<const int64_t> shard_sizes, const TensorView& out);
+  // After the vocabulary-parallel head: f32 [R, sum of widths], the columns of all ranks side by
+  // side, the same on every rank. It lies in `room`, or is `mine` in a group of one.
+  TensorView gather_cols(
+      const TensorView& mine, std::span<const int64_t> widths, const TensorView& room);
   // Time spent in collectives since the last call.
   std::chrono::nanoseconds take_wait_time();
 

@@ -8,7 +8,6 @@
 #include <chrono>
 #include <cstring>
 #include <fstream>
-#include <functional>
 #include <future>
 #include <numeric>
 #include <thread>
@@ -136,11 +135,9 @@ class TpGroup final : public DeviceComm {
     };
     const auto ranks = static_cast<size_t>(size());
     const auto me = static_cast<size_t>(rank());
-    // All blocks of a sum run at once, two on an SM.
     int32_t usable =
         size() <= cuda::kMaxOneShotRanks && 2 * device_.num_sms() >= cuda::kOneShotBlocks ? 1 : 0;
-    inbox_ =
-        device_.allocate(usable != 0 ? cuda::one_shot_inbox_bytes(size()) : 0, "the sums' inbox");
+    inbox_ = device_.allocate(usable != 0 ? cuda::one_shot_inbox_bytes(size()) : 0, "an inbox");
     epochs_ = device_.allocate(cuda::kOneShotBlocks * sizeof(uint32_t), "the sums' counters");
     // NCCL connects at a verb's first use: now, while somebody looks at the clock.
     check_nccl(ncclAllReduce(inbox_.data(), inbox_.data(), static_cast<size_t>(inbox_.bytes() / 4),
@@ -152,16 +149,13 @@ class TpGroup final : public DeviceComm {
     if (cudaIpcGetMemHandle(&cards[me].handle, inbox_.data()) != cudaSuccess) usable = 0;
     exchange(cards.data(), sizeof(Card));
     for (size_t r = 0; r < ranks && usable != 0; ++r) {
-      if (cards[r].host != cards[me].host) usable = 0;
-      if (r == me || usable == 0) continue;
-      if (cudaIpcOpenMemHandle(
-              &group_.inboxes[r], cards[r].handle, cudaIpcMemLazyEnablePeerAccess) != cudaSuccess) {
-        group_.inboxes[r] = nullptr;
-        usable = 0;
-      }
+      void* peer = inbox_.data();
+      const bool here = cards[r].host == cards[me].host;
+      usable = here && (r == me || cudaIpcOpenMemHandle(&peer, cards[r].handle,
+                                       cudaIpcMemLazyEnablePeerAccess) == cudaSuccess);
+      if (usable != 0) group_.inboxes[r] = peer;
     }
     cudaGetLastError();  // a refusal is an answer
-    if (usable != 0) group_.inboxes[me] = inbox_.data();
     std::vector<int32_t> answers(ranks);
     answers[me] = usable;
     exchange(answers.data(), sizeof(int32_t));
@@ -307,7 +301,8 @@ class World final : public NcclWorld {
     comms_.push_back(world);
     if (layout_.tp > 1) {
       step_ = "joining the tensor-parallel group";
-      const ncclComm_t comm = split(stage(), layout_.rank % layout_.tp, &config);
+      const bool is_all = layout_.pp == 1;  // another communicator would cost time and memory
+      const ncclComm_t comm = is_all ? world : split(stage(), layout_.rank % layout_.tp, &config);
       tp_.connect(layout_, comm, reinterpret_cast<uint32_t*>(abort_.data()));
     }
     if (layout_.pp > 1) connect_stages();

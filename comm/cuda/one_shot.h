@@ -11,7 +11,7 @@ namespace millrace::cuda {
 
 constexpr int kMaxOneShotRanks = 8;
 constexpr int kMaxGatherRanks = 64;
-constexpr int kOneShotBlocks = 128;  // at most, of 512 threads: all must run at once
+constexpr int kOneShotBlocks = 128;  // at most, two on an SM: all must run at once
 constexpr int kBlockUnits = 2048;    // of 8 bytes that a block takes at most, from each rank
 
 // The largest sum (bytes of x) that one shot is used for among `size` ranks: beyond it NCCL wins.

@@ -165,12 +165,20 @@ class Ops {
   // out[i] = x[rows[i]]: the hidden rows that need logits.
   virtual void gather_rows(
       const TensorView& x, std::span<const int32_t> rows, const TensorView& out) = 0;
-  // Draws one token per row into results[i] and ids[i]. logits: f32 [R, V], overwritten. Logprobs
+  // What a draw needs to know of a part of the vocabulary: f32 [R, scan_cols(R, n)] of `logits`,
+  // f32 [R, n], whose first id is a multiple of 4. Where the number of columns is 0, nothing is
+  // done.
+  virtual int64_t scan_cols(int64_t /*rows*/, int64_t /*n*/) const { return 0; }
+  virtual void scan_logits(const TensorView& /*logits*/, int32_t /*first_id*/,
+      std::span<const SampleRow> /*rows*/, const TensorView& /*scans*/) {}
+  // Draws one token per row into results[i] and ids[i]. scans: those of all parts of the vocabulary
+  // side by side; logits: f32 [R, V], overwritten, or an empty view where there are scans and no
+  // row needs_all_logits(). Logprobs
   // of the unmodified distribution (as vLLM's raw logprobs), then penalties, temperature, top-k,
   // top-p, min-p; the draw is argmax(logit/temperature + Gumbel noise(Philox(seed, position, token
   // id))). Greedy ties go to the lowest id.
-  virtual void sample(const TensorView& logits, std::span<const SampleRow> rows,
-      SampledRow* results, int32_t* ids) = 0;
+  virtual void sample(const TensorView& logits, const TensorView& scans,
+      std::span<const SampleRow> rows, SampledRow* results, int32_t* ids) = 0;
 };
 
 // `pool` outlives the result. Picks AVX-512, AVX2 or scalar kernels by what the CPU has;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -11,6 +12,7 @@ namespace {
 
 // Columns are dealt in these multiples: whole quantized blocks, whole vectors.
 constexpr int64_t kColumnMultiple = 32;
+constexpr int64_t kVocabMultiple = 4;  // ids that share a block of sampling noise
 
 }  // namespace
 
@@ -83,7 +85,7 @@ void Decoder::load_vocabulary(WeightLoader& loader, const Stage& stage) {
   const Range all{0, config_.hidden_size};
   Range mine;
   for (int rank = 0; rank < tp_.size(); ++rank) {
-    const Range shard = shard_columns(config_.vocab_size, 1, tp_.size(), rank);
+    const Range shard = shard_columns(config_.vocab_size, kVocabMultiple, tp_.size(), rank);
     vocab_shards_.push_back(shard.size);
     if (rank == tp_.rank()) mine = shard;
   }
@@ -122,8 +124,14 @@ void Decoder::allocate_workspace(const Stage& stage, Device& device) {
     work_.head_rows = make({limits_.max_rows, hidden});
     work_.shard_logits =
         make_of(DType::kF32, {limits_.max_rows * vocab_shards_[static_cast<size_t>(tp_.rank())]});
+    int64_t scans = 0;
+    for (int64_t rows = 1; rows <= limits_.max_rows; ++rows) {
+      scans = std::max(scans, rows * ops_.scan_cols(rows, largest_shard()));
+    }
+    work_.shard_scans = make_of(DType::kF32, {scans});
     if (tp_.size() > 1) {
       work_.logits = make_of(DType::kF32, {int64_t{limits_.max_rows} * config_.vocab_size});
+      work_.scans = make_of(DType::kF32, {tp_.size() * scans});
     }
   }
 }
@@ -177,15 +185,30 @@ void Decoder::compute_logits(const TensorView& hidden, std::span<const int32_t> 
   const TensorView picked = work_.head_rows.view.slice_rows(0, count);
   ops_.gather_rows(hidden, rows, picked);
   ops_.rms_norm(picked, final_norm_.view, config_.rms_norm_eps, picked);
-  const TensorView mine(work_.shard_logits.view.data, DType::kF32,
-      {count, vocab_shards_[static_cast<size_t>(tp_.rank())]});
-  ops_.linear(picked, head_.view, TensorView(), mine);
-  if (tp_.size() > 1) tp_.gather_logits(mine, vocab_shards_, logits(count));
+  ops_.linear(picked, head_.view, TensorView(), shard_logits(count));
 }
 
-TensorView Decoder::logits(int64_t count) const {
-  const Tensor& all = tp_.size() > 1 ? work_.logits : work_.shard_logits;
-  return {all.view.data, DType::kF32, {count, config_.vocab_size}};
+TensorView Decoder::shard_logits(int64_t count) const {
+  return {work_.shard_logits.view.data, DType::kF32,
+      {count, vocab_shards_[static_cast<size_t>(tp_.rank())]}};
+}
+
+TensorView Decoder::gather_logits(int64_t count) {
+  return tp_.gather_cols(shard_logits(count), vocab_shards_, work_.logits.view);
+}
+
+void Decoder::sample(
+    std::span<const SampleRow> rows, bool needs_all, SampledRow* results, int32_t* ids) {
+  const auto count = static_cast<int64_t>(rows.size());
+  const int64_t cols = ops_.scan_cols(count, largest_shard());
+  TensorView scans(work_.shard_scans.view.data, DType::kF32, {count, cols});
+  if (cols > 0) {
+    ops_.scan_logits(shard_logits(count), first_vocab_id_, rows, scans);
+    const std::vector<int64_t> widths(static_cast<size_t>(tp_.size()), cols);
+    scans = tp_.gather_cols(scans, widths, work_.scans.view);
+  }
+  needs_all = needs_all || cols == 0;
+  ops_.sample(needs_all ? gather_logits(count) : TensorView(), scans, rows, results, ids);
 }
 
 }  // namespace millrace

@@ -3,6 +3,7 @@
 // only. It knows neither ranks of other stages nor how hidden states travel.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -49,11 +50,14 @@ class Decoder {
   // `progress` ticks once per layer.
   void forward(const TensorView& hidden, const BatchView& batch,
       std::span<const KvCacheView> caches, std::atomic<uint64_t>& progress);
-  // Logits of the given rows (on the device) of hidden. Only where the stage has the head.
+  // This rank's logits of the given rows (on the device) of hidden. Here and below: only where the
+  // stage has the head.
   void compute_logits(const TensorView& hidden, std::span<const int32_t> rows);
-  // The first `count` rows of what the last call computed: f32 [count, V], the same on every
-  // tensor-parallel rank.
-  TensorView logits(int64_t count) const;
+  // Of all ranks, the first `count` rows of what the last call computed: f32 [count, V].
+  TensorView gather_logits(int64_t count);
+  // Ops::sample of the first rows of what it computed; the same on every rank. needs_all: some row
+  // needs_all_logits(); else ranks exchange what they know of their shards alone.
+  void sample(std::span<const SampleRow> rows, bool needs_all, SampledRow* results, int32_t* ids);
 
   const AttentionShape& attention_shape() const { return attention_shape_; }
   int32_t num_layers() const { return static_cast<int32_t>(layers_.size()); }
@@ -76,11 +80,15 @@ class Decoder {
     Tensor projected;     // act [T, H]: what a row-parallel linear gave
     Tensor head_rows;     // act [R, H]
     Tensor shard_logits;  // f32 [R * V / tp]
-    Tensor logits;        // f32 [R * V]
+    Tensor logits;        // f32 [R * V], of all ranks
+    Tensor shard_scans;   // f32 [R * scan_cols]
+    Tensor scans;         // f32 [R * tp * scan_cols]
   };
 
   void load_layers(WeightLoader& loader, const Stage& stage);
   void load_vocabulary(WeightLoader& loader, const Stage& stage);
+  TensorView shard_logits(int64_t count) const;
+  int64_t largest_shard() const { return std::ranges::max(vocab_shards_); }
   void allocate_workspace(const Stage& stage, Device& device);
   // What the heads give: act [T, Hq * D], in the workspace.
   TensorView attend(const Layer& layer, const TensorView& normed, const BatchView& batch,

@@ -28,6 +28,14 @@ struct SamplingParams {
   constexpr bool has_penalties() const {
     return repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f;
   }
+  constexpr bool has_filters() const {
+    return temperature > 0 && (top_k > 0 || top_p < 1 || min_p > 0);
+  }
+  // False: the token and its logprob follow from the best score, the maximum and the sum of
+  // exponents, each found shard by shard.
+  constexpr bool needs_all_logits() const {
+    return has_penalties() || has_filters() || num_logprobs > 0;
+  }
   bool operator==(const SamplingParams&) const = default;
 };
 

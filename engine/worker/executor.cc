@@ -57,6 +57,7 @@ Executor::Executor(const Topology& topology, const EngineConfig& config, int32_t
       cache_(device, decoder.num_layers(), decoder.attention_shape(), config.block_size,
           num_blocks + 1),  // the last one takes what padding rows write
       generations_(static_cast<size_t>(max_rows_)),
+      needs_all_logits_(static_cast<size_t>(max_rows_)),
       flights_(static_cast<size_t>(topology.num_lanes()) + 1) {
   allocate(config, num_blocks);
 }
@@ -123,6 +124,12 @@ void Executor::warm_up(std::atomic<uint64_t>& progress) {
     const BatchView batch = run_padding(*size, 1);
     device_.capture(*size, [&] { run_stage(batch, *size, progress); });
   }
+  if (!topology_.last_stage()) return;
+  const auto count = static_cast<size_t>(std::min(2, captured_sizes_.back()));
+  run_padding(static_cast<int32_t>(count), 1);
+  decoder_.sample({arrays_.sample_rows, count}, /*needs_all=*/true,
+      reinterpret_cast<SampledRow*>(sampled_.data()), arrived_ids_.view.as<int32_t>());
+  device_.synchronize();
 }
 
 int64_t Executor::graph_bytes() const {
@@ -204,6 +211,7 @@ void Executor::apply(const StepPlan& plan) {
   }
   for (const Admission& admission : plan.admissions) {
     ++generations_[admission.slot];
+    needs_all_logits_[admission.slot] = admission.sampling.needs_all_logits() ? 1 : 0;
   }
   for (const Row& row : plan.rows) {
     CHECK(table_.slot(row.slot).num_computed <= static_cast<uint32_t>(max_position_),
@@ -310,8 +318,9 @@ void Executor::sample(Flight& flight, int lane) {
   const size_t count = flight.output_slots.size();
   auto* rows = reinterpret_cast<SampledRow*>(sampled_.data());
   const std::span<int32_t> ids(arrived_ids_.view.row_as<int32_t>(lane), count);
-  ops_.sample(
-      decoder_.logits(static_cast<int64_t>(count)), {arrays_.sample_rows, count}, rows, ids.data());
+  const bool needs_all = std::any_of(flight.output_slots.begin(), flight.output_slots.end(),
+      [&](uint16_t slot) { return needs_all_logits_[slot] != 0; });
+  decoder_.sample({arrays_.sample_rows, count}, needs_all, rows, ids.data());
   if (topology_.tp_rank() == 0) {
     device_.enqueue_copy_out({flight.sampled.data(), count * sizeof(SampledRow)}, sampled_.data());
   }

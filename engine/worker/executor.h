@@ -3,9 +3,10 @@
 // only, but for the results (see there).
 //
 // Budget of a step on a GPU: one copy in, one graph launch (decode) or the stage's verbs (mixed),
-// on the last stage one sampling launch and one copy out; two event records; no synchronization
-// and no allocation. On the CPU everything is done when run() returns; it waits only for the stage
-// before (hidden states), for sampled ids of plan n - pp, and in the tensor-parallel sums.
+// on the last stage two sampling launches, a gather between them where the vocabulary is sharded,
+// and one copy out; two event records; no synchronization and no allocation. On the CPU everything
+// is done when run() returns; it waits only for the stage before (hidden states), for sampled ids
+// of plan n - pp, and in the tensor-parallel sums.
 #pragma once
 
 #include <atomic>
@@ -98,7 +99,8 @@ class Executor {
   Device& device_;
   SlotTable table_;
   KvCache cache_;
-  std::vector<uint32_t> generations_;  // per slot: admissions so far
+  std::vector<uint32_t> generations_;      // per slot: admissions so far
+  std::vector<uint8_t> needs_all_logits_;  // per slot: its tenant does
   std::deque<PendingIds> pending_ids_;
   std::vector<Flight> flights_;  // L + 1, so that the last one before is still whole
   std::atomic<uint64_t> results_taken_{0};

@@ -221,8 +221,8 @@ class CpuOps final : public Ops {
     }
   }
 
-  void sample(const TensorView& logits, std::span<const SampleRow> rows, SampledRow* results,
-      int32_t* ids) override {
+  void sample(const TensorView& logits, const TensorView& /*scans*/,
+      std::span<const SampleRow> rows, SampledRow* results, int32_t* ids) override {
     const auto count = static_cast<int64_t>(rows.size());
     CHECK(is_rows(logits, count, logits.cols()) && logits.cols() > 0);
     run(count, count * kSmallWork, [&](int64_t r) {

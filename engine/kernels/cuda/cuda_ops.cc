@@ -18,10 +18,7 @@ class CudaOps final : public Ops {
             limits.max_tokens, device.num_sms()},
         gemm_(stream_, limits.gemm_cache),
         attention_workspace_(device.allocate(
-            cuda::attention_workspace_bytes(attention_limits_), "the workspace of attention")),
-        sample_workspace_(
-            device.allocate(cuda::sample_workspace_bytes(limits.max_rows, limits.vocabulary),
-                "the workspace of sampling")) {}
+            cuda::attention_workspace_bytes(attention_limits_), "the workspace of attention")) {}
   ~CudaOps() override { gemm_.save(); }
 
   void begin_step(const StepHeader* step, const int32_t* arrived, const SlotState& slots,
@@ -79,10 +76,15 @@ class CudaOps final : public Ops {
       const TensorView& x, std::span<const int32_t> rows, const TensorView& out) override {
     cuda::gather_rows(x, rows, out, stream_);
   }
-  void sample(const TensorView& logits, std::span<const SampleRow> rows, SampledRow* results,
-      int32_t* ids) override {
+  int64_t scan_cols(int64_t rows, int64_t n) const override { return cuda::scan_cols(rows, n); }
+  void scan_logits(const TensorView& logits, int32_t first_id, std::span<const SampleRow> rows,
+      const TensorView& scans) override {
+    cuda::scan_logits(logits, first_id, rows, scans, stream_);
+  }
+  void sample(const TensorView& logits, const TensorView& scans, std::span<const SampleRow> rows,
+      SampledRow* results, int32_t* ids) override {
     tune_ = false;  // the first request is there
-    cuda::sample(logits, rows, results, ids, sample_workspace_.data(), stream_);
+    cuda::sample(logits, scans, rows, results, ids, stream_);
   }
 
  private:
@@ -97,7 +99,6 @@ class CudaOps final : public Ops {
   cuda::AttentionLimits attention_limits_;
   cuda::Gemm gemm_;
   Buffer attention_workspace_;
-  Buffer sample_workspace_;
 };
 
 }  // namespace

@@ -13,11 +13,9 @@ namespace millrace {
 struct CudaOpsLimits {
   int32_t max_sequences = 0;  // rows of a step
   int32_t max_tokens = 0;     // of a step
-  int32_t max_rows = 0;       // that give logits
-  int64_t vocabulary = 0;
-  AttentionShape shape;    // of this rank
-  std::string gemm_cache;  // file of measured GEMM algorithms; empty: none
-  bool tune = false;       // measure shapes that the file lacks, on their first use before warm-up
+  AttentionShape shape;       // of this rank
+  std::string gemm_cache;     // file of measured GEMM algorithms; empty: none
+  bool tune = false;  // measure shapes that the file lacks, on their first use before warm-up
 };
 
 // `device` outlives the result.

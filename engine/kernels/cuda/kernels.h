@@ -30,10 +30,12 @@ void gather_rows(
 // For measuring: reads every byte (a multiple of 16) and leaves a sum.
 void read_all(const void* from, int64_t bytes, uint32_t* sum, int num_sms, cudaStream_t stream);
 
-// sample.cu. workspace: sample_workspace_bytes(most rows, V) bytes.
-int64_t sample_workspace_bytes(int64_t rows, int64_t vocabulary);
-void sample(const TensorView& logits, std::span<const SampleRow> rows, SampledRow* results,
-    int32_t* ids, void* workspace, cudaStream_t stream);
+// sample.cu: as Ops says.
+int64_t scan_cols(int64_t rows, int64_t n);
+void scan_logits(const TensorView& logits, int32_t first_id, std::span<const SampleRow> rows,
+    const TensorView& scans, cudaStream_t stream);
+void sample(const TensorView& logits, const TensorView& scans, std::span<const SampleRow> rows,
+    SampledRow* results, int32_t* ids, cudaStream_t stream);
 
 // attention.cu, attention_prefill.cu, attention_decode.cu
 struct AttentionLimits {

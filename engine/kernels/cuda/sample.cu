@@ -1,5 +1,6 @@
 // Sampling without sorting. A first launch reads the logits once, several blocks a row: finite,
-// largest, log-sum-exp, and for rows without filters and penalties the token itself. A second one,
+// largest, log-sum-exp, and for rows without filters and penalties the token itself; of ranks that
+// share a vocabulary each scans its part, and 24 bytes a block are all that travels. A second one,
 // a block a row, merges the parts and does what else a row asks for: its bounds are found by
 // histograms over the bits of the logits, on the few that may pass, listed in shared memory. All
 // sums that decide are integers or have a fixed order: ranks that sample the same row agree.
@@ -19,9 +20,6 @@ namespace {
 constexpr int kScanThreads = 256;
 constexpr int kMaxSplits = 64;  // blocks that share a row in the first launch
 
-__device__ bool is_filtered(const SamplingParams& p, int32_t size) {
-  return p.temperature > 0 && ((p.top_k > 0 && p.top_k < size) || p.top_p < 1 || p.min_p > 0);
-}
 __device__ float inverse_temperature(const SamplingParams& p) {
   return p.temperature > 0 ? fminf(1.0f / p.temperature, FLT_MAX) : 1.0f;
 }
@@ -64,10 +62,13 @@ struct Scan {
   float max = -INFINITY;  // this and the sum of exp(logit - max): where logprobs are wanted
   float sum = 0;
 };
+constexpr int64_t kScanFloats = sizeof(Scan) / sizeof(float);
+static_assert(sizeof(Scan) == 24);  // as it travels among f32
 
-// This thread's share of logits [4 * begin, 4 * end) below `size`; every thread of the block calls.
-__device__ Scan scan(const float* logits, int32_t size, int32_t begin, int32_t end,
-    const SampleRow& row, bool noisy) {
+// This thread's share of logits [4 * begin, 4 * end) below `size`, the first of which is that of
+// first_id; every thread of the block calls.
+__device__ Scan scan(const float* logits, int32_t size, int32_t first_id, int32_t begin,
+    int32_t end, const SampleRow& row, bool noisy) {
   const SamplingParams& p = *row.params;
   const float factor = noisy ? inverse_temperature(p) : 1.0f;
   const int32_t limit = min(size, 4 * end);
@@ -89,13 +90,14 @@ __device__ Scan scan(const float* logits, int32_t size, int32_t begin, int32_t e
     }
     if (!noisy) {
       for (int j = 0; j < 4; ++j) {
-        if (x[j] > s.best.logit) s.best = {x[j], 0, 4 * group + j};
+        if (x[j] > s.best.logit) s.best = {x[j], 0, first_id + 4 * group + j};
       }
       continue;
     }
     // Most tokens cannot win even with the bound of their noise; the warp's best is shared, so that
     // few records are left to compute.
-    const PhiloxBlock words = sampling_noise(p.seed, row.position, static_cast<uint32_t>(group));
+    const PhiloxBlock words =
+        sampling_noise(p.seed, row.position, static_cast<uint32_t>(first_id / 4 + group));
     bool hopeful = false;
     for (int j = 0; j < 4; ++j) {
       const float bound = (x[j] - s.best.logit) * factor - __logf(rest_of(words[j]));
@@ -104,7 +106,7 @@ __device__ Scan scan(const float* logits, int32_t size, int32_t begin, int32_t e
     if (!__any_sync(~0u, hopeful)) continue;
     for (int j = 0; j < 4; ++j) {
       if (4 * group + j >= limit) continue;
-      s.best = better(s.best, {x[j], gumbel(words[j]), 4 * group + j}, factor);
+      s.best = better(s.best, {x[j], gumbel(words[j]), first_id + 4 * group + j}, factor);
     }
     s.best = best_of_warp(s.best, factor);
   }
@@ -126,19 +128,19 @@ __device__ Scan merge(Scan s, float factor) {
   return s;
 }
 
-__global__ void __launch_bounds__(kScanThreads) scan_kernel(
-    const float* logits, int64_t stride, int32_t size, const SampleRow* rows, Scan* scans) {
+__global__ void __launch_bounds__(kScanThreads) scan_kernel(const float* logits, int64_t stride,
+    int32_t size, int32_t first_id, const SampleRow* rows, Scan* scans) {
   begin_kernel();
   const SampleRow& row = rows[blockIdx.y];
   const SamplingParams& p = *row.params;
-  const bool noisy = p.temperature > 0 && !is_filtered(p, size) && !p.has_penalties();
+  const bool noisy = p.temperature > 0 && !p.has_filters() && !p.has_penalties();
   const int32_t groups = (size + 3) / 4;
   const auto splits = static_cast<int32_t>(gridDim.x);
   const int32_t each = (groups + splits - 1) / splits;
   const int32_t begin = min(groups, static_cast<int32_t>(blockIdx.x) * each);
-  const Scan s =
-      merge(scan(logits + blockIdx.y * stride, size, begin, min(groups, begin + each), row, noisy),
-          noisy ? inverse_temperature(p) : 1.0f);
+  const Scan s = merge(scan(logits + blockIdx.y * stride, size, first_id, begin,
+                           min(groups, begin + each), row, noisy),
+      noisy ? inverse_temperature(p) : 1.0f);
   if (threadIdx.x == 0) scans[blockIdx.y * gridDim.x + blockIdx.x] = s;
 }
 
@@ -254,7 +256,7 @@ __global__ void __launch_bounds__(kThreads)
   const SampleRow row = rows[blockIdx.x];
   const SamplingParams p = *row.params;
   float* logits = all_logits + blockIdx.x * stride;
-  const bool filtered = is_filtered(p, size);
+  const bool filtered = p.has_filters();
   const float factor = p.temperature > 0 && !filtered ? inverse_temperature(p) : 1.0f;
   Scan s;
   if (static_cast<int32_t>(threadIdx.x) < splits) s = scans[blockIdx.x * splits + threadIdx.x];
@@ -269,7 +271,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (s.finite && p.has_penalties()) {
     penalize(logits, size, row, reinterpret_cast<uint32_t*>(list));
-    s = merge(scan(logits, size, 0, (size + 3) / 4, row, p.temperature > 0 && !filtered), factor);
+    s = merge(
+        scan(logits, size, 0, 0, (size + 3) / 4, row, p.temperature > 0 && !filtered), factor);
   }
   int32_t token = s.finite ? s.best.id : 0;
   if (s.finite && filtered) {
@@ -278,7 +281,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   float logprob = 0;
   if (s.finite && p.num_logprobs >= 0) {
-    float logit = logits[token];
+    float logit = filtered || p.has_penalties() ? logits[token] : s.best.logit;
     if (p.has_penalties()) logit = without_penalties(logit, token, row);
     logprob = logit - max_logit - log_total;
   }
@@ -291,28 +294,43 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-int64_t sample_workspace_bytes(int64_t rows, int64_t /*vocabulary*/) {
-  return rows * kMaxSplits * static_cast<int64_t>(sizeof(Scan));
+// Enough blocks to fill a GPU, of at least two turns of their threads each.
+int64_t scan_cols(int64_t rows, int64_t n) {
+  const int64_t splits = std::clamp<int64_t>(
+      1024 / std::max<int64_t>(rows, 1), 1, std::min<int64_t>(kMaxSplits, (n + 2047) / 2048));
+  return splits * kScanFloats;
 }
 
-void sample(const TensorView& logits, std::span<const SampleRow> rows, SampledRow* results,
-    int32_t* ids, void* workspace, cudaStream_t stream) {
+void scan_logits(const TensorView& logits, int32_t first_id, std::span<const SampleRow> rows,
+    const TensorView& scans, cudaStream_t stream) {
   CHECK(logits.dtype == DType::kF32 && logits.rows() == static_cast<int64_t>(rows.size()) &&
-        logits.cols() > 0);
+        logits.cols() > 0 && first_id % 4 == 0);
+  CHECK(scans.dtype == DType::kF32 && scans.contiguous() && scans.rows() == logits.rows() &&
+        scans.cols() > 0 && scans.cols() % kScanFloats == 0);
+  if (rows.empty()) return;
+  const dim3 grid(
+      static_cast<unsigned>(scans.cols() / kScanFloats), static_cast<unsigned>(rows.size()));
+  launch("scanning logits", scan_kernel, grid, kScanThreads, 0, stream, logits.as<float>(),
+      logits.stride / 4, static_cast<int32_t>(logits.cols()), first_id, rows.data(),
+      scans.as<Scan>());
+}
+
+void sample(const TensorView& logits, const TensorView& scans, std::span<const SampleRow> rows,
+    SampledRow* results, int32_t* ids, cudaStream_t stream) {
+  const bool whole = logits.data != nullptr;
+  const auto num_rows = static_cast<int64_t>(rows.size());
+  CHECK(!whole || (logits.dtype == DType::kF32 && logits.rows() == num_rows && logits.cols() > 0));
+  const int64_t splits = scans.cols() / kScanFloats;
+  CHECK(scans.dtype == DType::kF32 && scans.contiguous() && scans.rows() == num_rows &&
+        scans.cols() % kScanFloats == 0 && splits >= 1 && splits <= kThreads);
   if (rows.empty()) return;
   static const cudaError_t allowed =
       cudaFuncSetAttribute(finish_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kListBytes);
   check_cuda(allowed, "shared memory for sampling");
-  const auto size = static_cast<int32_t>(logits.cols());
-  const auto num_rows = static_cast<unsigned>(rows.size());
-  // Enough blocks to fill a GPU, of at least two turns of their threads each.
-  const auto splits =
-      std::clamp<int64_t>(1024 / num_rows, 1, std::min<int64_t>(kMaxSplits, (size + 2047) / 2048));
-  auto* scans = static_cast<Scan*>(workspace);
-  launch("scanning logits", scan_kernel, dim3(static_cast<unsigned>(splits), num_rows),
-      kScanThreads, 0, stream, logits.as<float>(), logits.stride / 4, size, rows.data(), scans);
-  launch("sampling", finish_kernel, num_rows, kThreads, kListBytes, stream, logits.as<float>(),
-      logits.stride / 4, size, rows.data(), scans, static_cast<int32_t>(splits), results, ids);
+  launch("sampling", finish_kernel, static_cast<unsigned>(num_rows), kThreads, kListBytes, stream,
+      logits.as<float>(), whole ? logits.stride / 4 : 0,
+      whole ? static_cast<int32_t>(logits.cols()) : 0, rows.data(), scans.as<Scan>(),
+      static_cast<int32_t>(splits), results, ids);
 }
 
 }  // namespace millrace::cuda

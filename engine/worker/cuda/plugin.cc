@@ -49,8 +49,6 @@ class CudaBackend final : public Backend {
       : device_(make_cuda_device(config.local_rank, config.activation)),
         ops_(make_cuda_ops(*device_, {.max_sequences = config.engine.max_num_seqs,
                                          .max_tokens = config.engine.max_num_batched_tokens,
-                                         .max_rows = config.engine.max_num_seqs,
-                                         .vocabulary = config.vocab_size,
                                          .shape = config.attention,
                                          .gemm_cache = gemm_cache_file(*device_),
                                          .tune = config.engine.tune})) {

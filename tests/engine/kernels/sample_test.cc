@@ -4,56 +4,16 @@
 #include <numeric>
 
 #include "engine/kernels/cpu/philox.h"
-#include "tests/engine/kernels/backend.h"
+#include "tests/engine/kernels/draw_test.h"
 
 namespace millrace {
 namespace {
 
 using reference::Matrix;
 
-// One row of a call.
-struct Draw {
-  SamplingParams params;
-  uint64_t position = 0;
-  std::vector<int32_t> prompt;
-  std::vector<int32_t> output;
-};
-
-class SampleTest : public BackendTest {
+class SampleTest : public DrawTest {
  protected:
-  std::vector<SampledRow> sample(const Matrix& logits, const std::vector<Draw>& draws) {
-    std::vector<SamplingParams> params;
-    std::vector<int32_t> ids;
-    for (const Draw& draw : draws) {
-      params.push_back(draw.params);
-      ids.insert(ids.end(), draw.prompt.begin(), draw.prompt.end());
-      ids.insert(ids.end(), draw.output.begin(), draw.output.end());
-    }
-    const auto device_params = backend_->upload(params);
-    const auto device_ids = backend_->upload(ids);
-    std::vector<SampleRow> rows;
-    const int32_t* next = device_ids.data();
-    for (const Draw& draw : draws) {
-      const auto num_prompt = static_cast<int32_t>(draw.prompt.size());
-      const auto num_ids = num_prompt + static_cast<int32_t>(draw.output.size());
-      rows.push_back(
-          {device_params.data() + rows.size(), draw.position, next, num_prompt, num_ids});
-      next += num_ids;
-    }
-    const auto device_rows = backend_->upload(rows);
-    const Tensor device_logits = backend_->upload(logits, DType::kF32);
-    SampledRow unwritten;
-    unwritten.token = unwritten.finite = unwritten.num_top = -7;
-    const auto results = backend_->upload(std::vector<SampledRow>(draws.size(), unwritten));
-    const auto sampled_ids = backend_->upload(std::vector<int32_t>(draws.size(), -7));
-    ops_->sample(device_logits.view, device_rows.span(), results.data(), sampled_ids.data());
-    const auto got = backend_->download(results.data(), draws.size());
-    const auto got_ids = backend_->download(sampled_ids.data(), draws.size());
-    for (size_t r = 0; r < draws.size(); ++r) {
-      EXPECT_EQ(got_ids[r], got[r].finite != 0 ? got[r].token : 0);
-    }
-    return got;
-  }
+  using DrawTest::sample;
   SampledRow sample(const std::vector<float>& logits, const Draw& draw) {
     Matrix row(1, static_cast<int64_t>(logits.size()));
     row.values = logits;

@@ -80,7 +80,7 @@ class StageRank {
     EXPECT_EQ(progress.load(), static_cast<uint64_t>(stage_.num_layers));
     if (!stage_.has_head) return {};
     decoder_.compute_logits(hidden, positions);
-    const TensorView logits = decoder_.logits(count);
+    const TensorView logits = decoder_.gather_logits(count);
     return {logits.as<float>(), logits.as<float>() + logits.count()};
   }
 

@@ -21,8 +21,6 @@ std::unique_ptr<TestBackend> make_cuda_backend(DType act) {
     CudaOpsLimits limits;
     limits.max_sequences = kTestSequences;
     limits.max_tokens = kTestTokens;
-    limits.max_rows = kTestRows;
-    limits.vocabulary = kTestVocabulary;
     limits.shape = shape;
     return make_cuda_ops(gpu, limits);
   });
