@@ -63,6 +63,22 @@ def test_profile_has_each_step_of_each_rank_on_one_time_line(start, tmp_path, la
         assert all(first < last for first, last in zip(ends[0], ends[2]))
 
 
+def test_each_rank_tells_its_memory_plan_by_parts(start):
+    code, _, err = generate(start, *PROMPT, "--max-tokens", 2, "--kv-cache-memory", "16MiB",
+                            mode=2, tp=2, pp=1)
+    assert code == OK, err
+    plans = re.findall(r"memory plan: weights ([\d.]+) MiB, workspace ([\d.]+), communication "
+                       r"([\d.]+), graphs ([\d.]+), KV cache ([\d.]+) .*together ([\d.]+)", err)
+    assert len(plans) == 2, err
+    for plan in plans:
+        *parts, together = map(float, plan)
+        assert sum(parts) == pytest.approx(together, abs=0.3)
+        assert 40 < parts[0] < 92 and parts[1] > 10
+    # As many blocks on each; of the three KV heads one rank has two, and its memory is the limit.
+    caches = sorted(float(plan[4]) for plan in plans)
+    assert 15 < caches[1] <= 17 and caches[1] == pytest.approx(2 * caches[0], abs=0.2)
+
+
 def test_chat_answers_lines_of_standard_input(start):
     code, out, err = start.run(command("chat", "--temperature", 0, "--max-tokens", 24),
                                stdin=b"What is the capital of France?\n")
