@@ -26,6 +26,7 @@ struct LaunchConfig {
   std::vector<std::string> mpirun_args;  // further arguments of mpirun
   std::string log_level = "info";
   int32_t max_queue = 1024;
+  double max_itl_stretch = 0;  // CoordinatorConfig::max_stretch
 };
 
 // `world_size`: as the MPI launcher's environment tells, -1 without one. Throws Error(kLayout) when
