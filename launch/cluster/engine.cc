@@ -43,6 +43,7 @@ struct Engine::Impl {
         checkpoint(open_checkpoint(launch.engine.model_path, launch.engine.dummy_weights)),
         shell({.engine = launch.engine,
                   .max_queue = launch.max_queue,
+                  .max_stretch = launch.max_itl_stretch,
                   .cache_key = random_sip_key(),
                   .hang_timeout = Millis{launch.engine.timeout_s} * 1000},
             io, std::move(on_lost), launch.on_trace) {
