@@ -48,6 +48,7 @@ Executor::Executor(const Topology& topology, const EngineConfig& config, int32_t
       max_position_(max_position),
       max_rows_(config.max_num_seqs),
       max_tokens_(config.max_num_batched_tokens),
+      tunes_(config.tune),
       decoder_(decoder),
       ops_(ops),
       tp_(tp),
@@ -116,8 +117,10 @@ void Executor::warm_up(std::atomic<uint64_t>& progress) {
     device_.synchronize();
     return batch;
   };
+  // Prompts of one and a half times a power of two tokens have algorithms of their own to measure.
   for (int32_t count = std::min(max_tokens_, max_position_); count > max_rows_; count /= 2) {
     run_padding(1, count);
+    if (tunes_ && count / 4 * 3 > max_rows_) run_padding(1, count / 4 * 3);
   }
   captured_sizes_ = sizes_to_capture(std::min(max_rows_, max_tokens_));
   for (auto size = captured_sizes_.rbegin(); size != captured_sizes_.rend(); ++size) {

@@ -92,6 +92,7 @@ class Executor {
   int32_t max_position_;
   int32_t max_rows_;
   int32_t max_tokens_;
+  bool tunes_;  // EngineConfig::tune
   Decoder& decoder_;
   Ops& ops_;
   TpOps& tp_;
