@@ -305,6 +305,9 @@ class KernelBench {
     if (!fits(rows, 16)) return;
     const TensorView all = logits(rows, decoder_.vocab_size());
     begin(std::vector(static_cast<size_t>(rows), 16), 1);
+    const int64_t cols = ops_.scan_cols(rows, all.cols());
+    const Tensor scans = device_.tensor(DType::kF32, {rows, cols}, "scanned logits");
+    const std::span<const SampleRow> draws(arrays_.sample_rows, static_cast<size_t>(rows));
     SamplingParams drawn;
     drawn.temperature = 1;  // what a call leaves behind is as good for the next
     drawn.top_k = 50;
@@ -319,8 +322,8 @@ class KernelBench {
       device_.fill_normal(all, 3, 3);
       add(fmt::format("sampling {}, {} rows", name, rows), static_cast<double>(all.count()) * 4, 0,
           kFewCalls, true, [&](int) {
-            ops_.sample(
-                all, {arrays_.sample_rows, static_cast<size_t>(rows)}, sampled_, arrays_.ids);
+            if (cols > 0) ops_.scan_logits(all, 0, draws, scans.view);
+            ops_.sample(all, scans.view, draws, sampled_, arrays_.ids);
           });
     }
   }
