@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <numeric>
 #include <span>
 
 #include "engine/worker/timer.h"
@@ -24,6 +25,7 @@ class CommBench {
       int64_t hidden_size, int64_t vocab_size)
       : topology_(topology),
         device_(backend.device()),
+        ops_(backend.ops()),
         tp_(backend.tp()),
         pp_(topology, backend.peers()),
         config_(config),
@@ -36,7 +38,9 @@ class CommBench {
     if (topology_.tp() > 1) {
       for (int64_t bytes = 8 * kKiB; bytes <= 16 * kKiB * kKiB; bytes *= 2) all_reduce(bytes);
       for (const int64_t rows : {1, 8, 64, 256, 1024}) fused(rows);
-      for (const int64_t rows : {1, 8, 64, 256}) gather(rows);
+      for (const int64_t rows : {1, 8, 64, 256}) {
+        if (rows <= config_.max_num_seqs) gather_vocabulary(rows);
+      }
     }
     if (topology_.pp() > 1) {
       for (const int64_t rows : {1, 64, 256, 2048}) {
@@ -83,17 +87,26 @@ class CommBench {
         reduced(bytes), true, call);
   }
 
-  void gather(int64_t rows) {
-    if (rows > config_.max_num_seqs) return;
+  // What drawing tokens needs of all shards: what scans found, or whole rows of logits.
+  void gather_vocabulary(int64_t rows) {
     std::vector<int64_t> cols;
     for (int r = 0; r < tp_.size(); ++r) {
       cols.push_back(shard_columns(vocab_, 1, tp_.size(), r).size);
     }
+    gather("logits", rows, cols);
+    const int64_t scanned = ops_.scan_cols(rows, *std::max_element(cols.begin(), cols.end()));
+    if (scanned > 0) {
+      gather("scans", rows, std::vector(static_cast<size_t>(tp_.size()), scanned));
+    }
+  }
+
+  void gather(const char* what, int64_t rows, const std::vector<int64_t>& cols) {
     const int64_t own = cols[static_cast<size_t>(tp_.rank())];
+    const int64_t all = std::accumulate(cols.begin(), cols.end(), int64_t{0});
     const Tensor mine = random(DType::kF32, {rows, own});
-    const Tensor out = device_.tensor(DType::kF32, {rows, vocab_}, "logits");
-    add(fmt::format("gather of logits, {} rows", rows),
-        static_cast<double>(rows * (vocab_ - own) * 4), true,
+    const Tensor out = device_.tensor(DType::kF32, {rows, all}, "gathered columns");
+    add(fmt::format("gather of {}, {} rows", what, rows),
+        static_cast<double>(rows * (all - own) * 4), true,
         [&](int) { tp_.all_gather_cols(mine.view, cols, out.view); });
   }
 
@@ -121,6 +134,7 @@ class CommBench {
 
   const Topology& topology_;
   Device& device_;
+  Ops& ops_;
   DeviceComm& tp_;
   PpLink pp_;
   const EngineConfig& config_;
