@@ -64,6 +64,7 @@ def throughput(prompts, input_len, output_len):
 GROUPS = {
     "decode": [latency(b) for b in (1, 8, 32, 64, 128, 256)],
     "decode-short": [latency(b, iters=1) for b in (1, 64, 256)],
+    "decode-large": [latency(b, iters=1) for b in (1, 64)],
     "prefill": [latency(1, 8192, 2, 5), latency(8, 2048, 2, 5)],
     "offline": [throughput(1000, 1024, 128), throughput(1000, 128, 512)],
     "offline-1024": [throughput(1000, 1024, 128)],
@@ -297,9 +298,12 @@ def kill(layout):
             request = urllib.request.Request(f"{server.base}/v1/completions",
                                              json.dumps(body).encode(),
                                              {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                lines = [line for line in answer if line.startswith(b"data: ")]
-            ends.append((time.monotonic(), lines[-1].decode().strip()))
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    last = [line for line in answer if line.startswith(b"data: ")][-1]
+            except urllib.error.HTTPError as refusal:  # nothing had been sent yet
+                last = refusal.read()
+            ends.append((time.monotonic(), last.decode().strip()))
 
         threads = [threading.Thread(target=stream) for _ in range(3)]
         for thread in threads:
