@@ -9,20 +9,41 @@ namespace millrace {
 
 namespace {
 
-// With several stages a prompt is cut so that its chunks fill them, but not below this: a smaller
-// step costs as much, its weights have to be read all the same.
+// A backlog of prompts is spread over so many rounds of the stages that consecutive steps differ
+// little, ...
+constexpr double kRounds = 4;
+// ... and a step follows a change of the backlog by this share.
+constexpr double kFollow = 0.3;
+// Prompt tokens below which a step costs as much: its weights have to be read all the same.
 constexpr int32_t kMinChunk = 256;
+constexpr int32_t kMinTokens = 128;  // the same with the decode rows beside them, ...
+constexpr int32_t kMinBeside = 32;   // ... but no fewer
 
 }  // namespace
 
-// Prompt tokens of a step that has `num_decodes` rows: its even share of all that could run now, so
-// that every stage has as much to do at any time.
-int32_t Scheduler::prefill_budget(int32_t num_decodes) const {
+// Prompt tokens that memory and slots let run now.
+int64_t Scheduler::runnable_prompt_tokens() const {
+  int64_t under_way = 0;
+  for (const Sequence* sequence : list(Phase::kPrefill)) under_way += sequence->prompt_left();
+  const auto waiting = int64_t{size(Phase::kWaiting)};
+  if (waiting == 0) return under_way;
+  const auto slots = std::min(waiting, static_cast<int64_t>(free_slots_.size()));
+  const int64_t by_slots = (prompt_backlog_ - under_way) * slots / waiting;
+  const int64_t by_memory = std::max<int64_t>(0, blocks_to_admit()) * config_.block_size;
+  return under_way + std::min(by_slots, by_memory);
+}
+
+// Prompt tokens of a step that has `num_decodes` rows. With several stages steps are to be of one
+// size: where they differ, stages wait for one another.
+int32_t Scheduler::prefill_budget(int32_t num_decodes) {
   const int32_t left = config_.max_num_batched_tokens - num_decodes;
-  if (config_.pp == 1) return left;
-  const int64_t runnable = prompt_backlog_ + size(Phase::kDecode);
-  const int64_t share = (runnable + config_.pp - 1) / config_.pp - num_decodes;
-  return static_cast<int32_t>(std::min<int64_t>(left, std::max<int64_t>(kMinChunk, share)));
+  if (config_.pp == 1 || config_.balance == Balance::kFirstCome) return left;
+  const double share = static_cast<double>(runnable_prompt_tokens()) / (kRounds * config_.pp);
+  // Without decode rows nothing is as large as the step before anyway.
+  prompt_share_ += (num_decodes == 0 ? 1 : kFollow) * (share - prompt_share_);
+  const int32_t least =
+      num_decodes == 0 ? kMinChunk : std::max(kMinBeside, kMinTokens - num_decodes);
+  return std::min(left, std::max(least, static_cast<int32_t>(prompt_share_)));
 }
 
 // The longest that a step with prompt tokens may take.
@@ -31,12 +52,14 @@ double Scheduler::time_limit() const {
   if (!model_ready() || (config_.pp == 1 && !delays_decodes)) {
     return std::numeric_limits<double>::infinity();
   }
-  // Steps of one length keep the stages in step: that of a whole budget of a prompt's beginning.
-  // Tokens further on take longer, so chunks shrink as the context grows.
+  // That of a whole budget of a prompt's beginning. Tokens further on take longer, so chunks shrink
+  // as the context grows.
   StepWork whole;
   whole.add_prefill(0, config_.max_num_batched_tokens);
   const double longest = step_seconds(whole);
-  if (!delays_decodes || config_.max_stretch <= 0) return longest;
+  // Where as many wait for a first token as for the next one, none is served by holding back.
+  const bool protects = size(Phase::kPrefill) + size(Phase::kWaiting) < size(Phase::kDecode);
+  if (!protects || config_.max_stretch <= 0) return longest;
   return std::min(longest, config_.max_stretch * step_seconds(last_decodes_));
 }
 
@@ -74,6 +97,7 @@ void Scheduler::observe(const StepResult& result) {
   CHECK(result.stage < models_.size(), "a result of stage {}", result.stage);
   const Issued& issued = issued_[result.sequence % issued_.size()];
   if (issued.number != result.sequence) return;  // long ago
+  if (config_.balance != Balance::kTime) return;
   models_[result.stage].observe(issued.work, 1e-6 * (result.compute_us + result.comm_us));
 }
 

@@ -25,6 +25,10 @@
 
 namespace millrace {
 
+// What steps are sized by. kTime is the engine's way; the others are for the simulator, to show
+// what it gives: a step has its share of the tokens, or as many of them as it holds, first come.
+enum class Balance : uint8_t { kTime, kTokens, kFirstCome };
+
 struct SchedulerConfig {
   int32_t pp = 1;  // stages; lanes are pp + 1
   int32_t block_size = 16;
@@ -32,9 +36,11 @@ struct SchedulerConfig {
   int32_t max_num_seqs = 64;
   int32_t max_num_batched_tokens = 2048;
   int32_t max_queue = 1024;  // waiting requests beyond which add() says overloaded
-  // A step with prompt tokens takes at most this many times as long as one of decode rows alone, so
-  // that a long prompt stretches the others' time between tokens no further. 0: no such limit.
+  // While fewer wait for their first token than decode, a step with prompt tokens takes at most
+  // this many times as long as one of decode rows alone: no prompt stretches the others' time
+  // between tokens further. 0: no such limit.
   double max_stretch = 0;
+  Balance balance = Balance::kTime;
   SipKey cache_key{};  // of the prefix cache's hash: random where clients choose prompts
 };
 
@@ -199,7 +205,8 @@ class Scheduler {
   void publish(Sequence& sequence, uint64_t plan);
 
   // balance.cc
-  int32_t prefill_budget(int32_t num_decodes) const;
+  int64_t runnable_prompt_tokens() const;
+  int32_t prefill_budget(int32_t num_decodes);
   double time_limit() const;
   int32_t fit_chunk(const StepWork& work, int64_t first, int32_t count, double limit) const;
   bool model_ready() const;
@@ -241,6 +248,7 @@ class Scheduler {
   // The head of the queue did not fit when so many blocks were to be had.
   std::pair<RequestId, int64_t> blocked_{0, INT64_MIN};
   int64_t prompt_backlog_ = 0;  // tokens to compute before their sequence decodes, not planned yet
+  double prompt_share_ = 0;     // of it, what a step takes: follows the backlog
   uint64_t preemptions_ = 0;
   uint64_t admitted_tokens_ = 0;
   uint64_t prefix_hit_tokens_ = 0;

@@ -117,7 +117,8 @@ void Coordinator::handle(Event event, Millis now, std::vector<Action>& actions) 
   now_ = now;
   if (!std::exchange(welcomed_, true)) send_all(FrameType::kWelcome, encode(config_.engine));
   std::visit([this](auto& each) { on(each); }, event);
-  plan_all();
+  const auto* submitted = std::get_if<SubmitEvent>(&event);
+  if (submitted == nullptr || !submitted->more) plan_all();
   std::move(out_.begin(), out_.end(), std::back_inserter(actions));
   out_.clear();
 }

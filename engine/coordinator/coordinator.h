@@ -29,6 +29,7 @@ struct CoordinatorConfig {
   uint32_t epoch = 1;
   int32_t max_queue = 1024;
   double max_stretch = 0;            // of the time between tokens by prompts (SchedulerConfig)
+  Balance balance = Balance::kTime;  // of steps
   SipKey cache_key{};                // of the prefix cache; random where clients choose prompts
   Millis load_timeout = 600'000;     // until every rank is ready
   Millis heartbeat_timeout = 5'000;  // no heartbeat from a rank
@@ -39,6 +40,7 @@ struct CoordinatorConfig {
 struct SubmitEvent {
   RequestId id;
   Request request;
+  bool more = false;  // another follows at once: nothing is planned before the last
 };
 struct CancelEvent {
   RequestId id;

@@ -96,6 +96,7 @@ void Coordinator::start_serving() {
       .max_num_batched_tokens = engine.max_num_batched_tokens,
       .max_queue = config_.max_queue,
       .max_stretch = config_.max_stretch,
+      .balance = config_.balance,
       .cache_key = config_.cache_key});
   for (Rank& rank : ranks_) rank.last_heard = now_;
   life_ = Life::kServing;

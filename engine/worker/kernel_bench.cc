@@ -304,10 +304,11 @@ class KernelBench {
   void sampling(int32_t rows) {
     if (!fits(rows, 16)) return;
     const TensorView all = logits(rows, decoder_.vocab_size());
+    const int64_t scan_cols = ops_.scan_cols(rows, all.cols());
+    const Tensor scans =
+        device_.tensor(DType::kF32, {rows, std::max<int64_t>(1, scan_cols)}, "scans of logits");
+    const std::span<const SampleRow> each_row(arrays_.sample_rows, static_cast<size_t>(rows));
     begin(std::vector(static_cast<size_t>(rows), 16), 1);
-    const int64_t cols = ops_.scan_cols(rows, all.cols());
-    const Tensor scans = device_.tensor(DType::kF32, {rows, cols}, "scanned logits");
-    const std::span<const SampleRow> draws(arrays_.sample_rows, static_cast<size_t>(rows));
     SamplingParams drawn;
     drawn.temperature = 1;  // what a call leaves behind is as good for the next
     drawn.top_k = 50;
@@ -322,8 +323,9 @@ class KernelBench {
       device_.fill_normal(all, 3, 3);
       add(fmt::format("sampling {}, {} rows", name, rows), static_cast<double>(all.count()) * 4, 0,
           kFewCalls, true, [&](int) {
-            if (cols > 0) ops_.scan_logits(all, 0, draws, scans.view);
-            ops_.sample(all, scans.view, draws, sampled_, arrays_.ids);
+            if (scan_cols > 0) ops_.scan_logits(all, 0, each_row, scans.view);
+            ops_.sample(
+                all, scan_cols > 0 ? scans.view : TensorView(), each_row, sampled_, arrays_.ids);
           });
     }
   }

@@ -149,8 +149,7 @@ BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Ch
   const double tpot = median(decode_s) / (config.output_len - 1);
   const double decode_rate = batch / tpot;
   const double limit_s = limits.decode_step_s(batch, config.input_len + config.output_len / 2.0);
-  const double prefill_limit = limits.prefill_tokens_per_s(config.input_len);
-  const double prefill_fraction = prefill_limit > 0 ? prompt_rate / prefill_limit : 0;
+  const double prefill_fraction = batch * limits.prompt_s(config.input_len) / median(prefill_s);
   return report(fmt::format("latency: {} x ({} prompt + {} output tokens), medians of {} runs",
                     config.batch_size, config.input_len, config.output_len, config.num_iters),
       {{"ttft_ms", "ms to the first token", median(prefill_s) * 1e3},
@@ -184,6 +183,8 @@ BenchReport bench_throughput(const BenchConfig& config, EngineApi& engine, const
   return report(fmt::format("throughput: {} requests of {} prompt + {} output tokens in {:.2f} s",
                     config.num_prompts, config.input_len, config.output_len, seconds),
       {{"requests_per_s", "requests/s", config.num_prompts / seconds},
+          {"fraction_of_limit", "(0: not measured on the CPU)",
+              config.num_prompts * limits.request_s(config.input_len, config.output_len) / seconds},
           {"prompt_tokens_per_s", "tokens/s", prompts / seconds},
           {"decode_tokens_per_s", "tokens/s", outputs / seconds},
           {"total_tokens_per_s", "tokens/s", (prompts + outputs) / seconds},

@@ -72,9 +72,17 @@ double Limits::decode_step_s(double rows, double context) const {
          rows * context * kv_bytes / device.read_bytes_per_s;
 }
 
-double Limits::prefill_tokens_per_s(double length) const {
-  // Causal: a token attends to half of the prompt on average.
-  return device.flops / (flop_per_token + attention_flop * length / 2);
+double Limits::prompt_s(double length) const {
+  // The head only for the last token. Causal: a token attends to half of the prompt on average.
+  const double flop =
+      length * (flop_per_token - head_flop + attention_flop * length / 2) + head_flop;
+  return device.flops > 0 ? flop / device.flops : 0;
+}
+
+double Limits::request_s(double input, double output) const {
+  if (device.flops <= 0) return 0;
+  const double reads = output * (input + output / 2) * kv_bytes / device.read_bytes_per_s;
+  return (prompt_s(input) + output * flop_per_token / device.flops + reads) / stages;
 }
 
 Limits measure_limits(const Checkpoint& model, const EngineConfig& engine) {
@@ -95,6 +103,8 @@ Limits measure_limits(const Checkpoint& model, const EngineConfig& engine) {
     limits.weight_bytes += gpu ? static_cast<double>(count) * held_bytes : stored;
     if (tensor.shape.size() > 1) limits.flop_per_token += 2.0 * static_cast<double>(count);
   }
+  limits.stages = engine.pp;
+  limits.head_flop = 2.0 * config.hidden_size * config.vocab_size;
   const double width = static_cast<double>(config.num_layers) * config.head_dim;
   limits.kv_bytes = 2 * width * config.num_kv_heads * (gpu ? held_bytes : 4);
   limits.attention_flop = 4 * width * config.num_heads;

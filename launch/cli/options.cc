@@ -22,12 +22,15 @@ constexpr int kMaxDegree = 4096;
 constexpr int kMaxSlots = 65535;  // a slot's number is 16 bits
 constexpr int kMaxTokens = 1 << 30;
 constexpr int kGpuTokens = 8192;  // of a step
+constexpr double kServeStretch = 2;
 
 const std::map<std::string, DeviceKind> kDevices = {
     {"auto", DeviceKind::kAuto}, {"cpu", DeviceKind::kCpu}, {"cuda", DeviceKind::kCuda}};
 const std::map<std::string, ActivationType> kDtypes = {{"auto", ActivationType::kAuto},
     {"float32", ActivationType::kFloat32}, {"float16", ActivationType::kFloat16},
     {"bfloat16", ActivationType::kBFloat16}};
+const std::map<std::string, Balance> kBalances = {
+    {"time", Balance::kTime}, {"tokens", Balance::kTokens}, {"first-come", Balance::kFirstCome}};
 
 // Adds options to one group of the help at a time.
 class Flags {
@@ -145,6 +148,12 @@ void declare_steps(CLI::App& app, Options& o) {
       .add("--max-num-batched-tokens", engine.max_num_batched_tokens,
           "Tokens computed in one step. Default: 2048 on the CPU, 8192 on GPUs")
       ->check(CLI::Range(1, kMaxRowTokens));
+  flags
+      .add_with_default("--max-itl-stretch", o.launch.max_itl_stretch,
+          "While more requests decode than wait for a first token, prompts stretch the time "
+          "between "
+          "two tokens by this factor at most; 0: no limit, as is best for throughput")
+      ->check(CLI::Range(0.0, 1e6));
   flags.add_with_default("--block-size", engine.block_size, "Tokens of a KV block: 16, 32 or 64")
       ->check(CLI::IsMember({16, 32, 64}));
   flags
@@ -220,6 +229,7 @@ void declare_chat(CLI::App& app, Options& o) {
 
 void declare_serve(CLI::App& app, Options& o) {
   Flags flags(app, "Server");
+  o.launch.max_itl_stretch = kServeStretch;
   flags.add_with_default("--host", o.server.host, "Address to listen on; 0.0.0.0 is all of them");
   flags.add_with_default("--port", o.server.port, "0 is any free one");
   flags
@@ -302,6 +312,8 @@ void declare_simulate(CLI::App& app, Options& o) {
           "Replicas of tp x pp GPUs. Default: as many as --rate or --trace need, else 1")
       ->check(CLI::Range(1, kMaxDegree));
   flags.add_with_default("--seed", sim.seed, "Of lengths and times; the same gives the same bytes");
+  flags.add_choice("--balance", sim.balance, kBalances,
+      "What steps are sized by: time, as the engine does; tokens, or first-come, to compare");
   flags.add_switch("--json", o.json, "Write one JSON object to standard output");
 }
 

@@ -90,6 +90,7 @@ ExitCode run_scheduler_bench(const Options& options) {
 ExitCode run_simulate(const Options& options) {
   SimulateConfig config = options.simulate;
   config.engine = options.launch.engine;
+  config.max_itl_stretch = options.launch.max_itl_stretch;
   const SimulateReport report = run_simulation(config);
   write_stdout(options.json ? report.json + "\n" : report.table);
   return ExitCode::kOk;

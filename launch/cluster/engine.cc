@@ -43,6 +43,7 @@ struct Engine::Impl {
         checkpoint(open_checkpoint(launch.engine.model_path, launch.engine.dummy_weights)),
         shell({.engine = launch.engine,
                   .max_queue = launch.max_queue,
+                  .max_stretch = launch.max_itl_stretch,
                   .cache_key = random_sip_key(),
                   .hang_timeout = Millis{launch.engine.timeout_s} * 1000},
             io, std::move(on_lost), launch.on_trace) {
@@ -116,10 +117,7 @@ std::unique_ptr<Engine> Engine::start(const LaunchConfig& config, OnLost on_lost
 
 RequestId Engine::submit(Request request, EmissionCallback callback) {
   const RequestId id = impl_->next_id.fetch_add(1);
-  boost::asio::post(impl_->io, [impl = impl_.get(), id, request = std::move(request),
-                                   callback = std::move(callback)]() mutable {
-    impl->shell.submit(id, std::move(request), std::move(callback));
-  });
+  impl_->shell.submit(id, std::move(request), std::move(callback));
   return id;
 }
 

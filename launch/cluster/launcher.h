@@ -30,6 +30,7 @@ struct LaunchConfig {
   int32_t max_queue = 1024;
   // Every rank's times of every step, on the coordinator's thread; empty: nobody measures.
   std::function<void(int rank, const StepTrace&)> on_trace;
+  double max_itl_stretch = 0;  // CoordinatorConfig::max_stretch
 };
 
 // `world_size`: as the MPI launcher's environment tells, -1 without one. Throws Error(kLayout) when

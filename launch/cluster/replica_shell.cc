@@ -1,6 +1,7 @@
 #include "launch/cluster/replica_shell.h"
 
 #include <algorithm>
+#include <boost/asio/post.hpp>
 #include <chrono>
 
 #include "engine/base/check.h"
@@ -79,8 +80,22 @@ void ReplicaShell::tick() {
 }
 
 void ReplicaShell::submit(RequestId id, Request request, EmissionCallback callback) {
-  callbacks_.emplace(id, std::move(callback));
-  handle(SubmitEvent{id, std::move(request)});
+  const std::lock_guard lock(mutex_);
+  arrivals_.push_back({id, std::move(request), std::move(callback)});
+  if (arrivals_.size() > 1) return;
+  boost::asio::post(timer_.get_executor(), [this] { take_arrivals(); });
+}
+
+void ReplicaShell::take_arrivals() {
+  std::vector<Arrival> arrived;
+  {
+    const std::lock_guard lock(mutex_);
+    arrived.swap(arrivals_);
+  }
+  for (Arrival& each : arrived) {
+    callbacks_.emplace(each.id, std::move(each.callback));
+    handle(SubmitEvent{each.id, std::move(each.request), /*more=*/&each != &arrived.back()});
+  }
 }
 
 void ReplicaShell::cancel(RequestId id) {

@@ -30,6 +30,7 @@ class ReplicaShell {
   LinkEvents link_events();
   void add_link(int rank, std::unique_ptr<WorkerLink> link);
   void start_ticking();
+  // Any thread. Requests that come together are planned together.
   void submit(RequestId id, Request request, EmissionCallback callback);
   void cancel(RequestId id);
   // Drain, stop, ticks.
@@ -54,6 +55,7 @@ class ReplicaShell {
   void perform(Emit& action);
   void perform(BecameReady& action);
   void perform(Finished& action);
+  void take_arrivals();
   void on_frame(int rank, Bytes frame);
   void tick();
   void publish();
@@ -67,7 +69,14 @@ class ReplicaShell {
   std::unordered_map<RequestId, EmissionCallback> callbacks_;
   bool over_ = false;  // Finished was performed
 
+  struct Arrival {
+    RequestId id;
+    Request request;
+    EmissionCallback callback;
+  };
+
   mutable std::mutex mutex_;
+  std::vector<Arrival> arrivals_;
   mutable std::condition_variable changed_;
   View view_;                  // guarded by mutex_
   bool end_expected_ = false;  // guarded by mutex_

@@ -16,6 +16,8 @@ CoordinatorConfig coordinator_config(const ReplicaConfig& config) {
   CoordinatorConfig coordinator;
   coordinator.engine = config.engine;
   coordinator.max_queue = config.max_queue;
+  coordinator.max_stretch = config.max_stretch;
+  coordinator.balance = config.balance;
   return coordinator;
 }
 

@@ -25,6 +25,8 @@ struct ReplicaConfig {
   double network_bytes_per_s = 50e9;  // between hosts, one way, per GPU
   uint32_t num_blocks = 0;            // of the KV cache; 0: what fits the GPUs' memory
   int32_t max_queue = 1 << 30;
+  double max_stretch = 0;  // CoordinatorConfig
+  Balance balance = Balance::kTime;
 };
 
 // A span of simulated time in seconds.

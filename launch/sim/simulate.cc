@@ -62,6 +62,8 @@ ReplicaConfig replica_config(const SimulateConfig& config) {
   }
   replica.gpu = find_gpu(config.gpu);
   replica.gpus_per_host = config.gpus_per_host;
+  replica.max_stretch = config.max_itl_stretch;
+  replica.balance = config.balance;
   replica.network_bytes_per_s = config.network_gbit_per_s / 8 * 1e9;
   return replica;
 }

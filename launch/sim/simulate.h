@@ -6,6 +6,7 @@
 
 #include "engine/protocol/engine_config.h"
 #include "launch/sim/workload.h"
+#include "scheduler/scheduler.h"
 
 namespace millrace {
 
@@ -16,11 +17,13 @@ struct SimulateConfig {
   int32_t gpus_per_host = 8;
   double network_gbit_per_s = 400;  // between hosts, one way, per GPU
   LengthConfig lengths;
-  int32_t num_requests = 0;  // 0: 8 for each sequence that may run
-  std::string trace;         // JSONL of read_trace, instead of lengths and rate
-  double rate = 0;           // requests a second; 0: load times what the replicas can do
-  double load = 0.8;         // of saturation, what a replica is to carry
-  int32_t replicas = 0;      // 0: as many as the rate or the trace needs, else one
+  int32_t num_requests = 0;    // 0: 8 for each sequence that may run
+  std::string trace;           // JSONL of read_trace, instead of lengths and rate
+  double rate = 0;             // requests a second; 0: load times what the replicas can do
+  double load = 0.8;           // of saturation, what a replica is to carry
+  int32_t replicas = 0;        // 0: as many as the rate or the trace needs, else one
+  double max_itl_stretch = 0;  // ReplicaConfig::max_stretch
+  Balance balance = Balance::kTime;
   uint64_t seed = 0;
 };
 

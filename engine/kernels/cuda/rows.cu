@@ -56,39 +56,53 @@ void copy_rows(std::span<const int32_t> indices, int64_t first, const TensorView
 
 constexpr int kNormThreads = 1024;
 
-// One block a row. The first pack of each thread, mostly its only one, stays in registers between
-// the two passes; what is beyond is read again. The norm is of the sum as it is stored.
-template <typename T, int N>
-__global__ void __launch_bounds__(kNormThreads) add_rms_norm_kernel(
+// One block a row. The first kHeld packs of each thread, mostly all it has, stay in registers
+// between the two passes; what is beyond is read again. The norm is of the sum as it is stored.
+template <typename T, int N, int kHeld>
+__global__ void __launch_bounds__(kNormThreads / kHeld) add_rms_norm_kernel(
     Rows<const T> x, Rows<T> residual, const float* weight, float eps, Rows<T> out, int64_t cols) {
   const int64_t begin = int64_t{threadIdx.x} * N;
   const int64_t step = int64_t{blockDim.x} * N;
   admit_next();
-  float held[N], scale[N];
+  float scale[N];
   if (begin < cols) load_floats(weight + begin, scale);
   wait_for_inputs();
   const T* from = x[blockIdx.x];
   T* sum = residual.data == nullptr ? nullptr : residual[blockIdx.x];
+  Pack<T, N> held[kHeld], more[kHeld];
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    const int64_t i = begin + h * step;
+    held[h] = i < cols ? load_pack<T, N>(from + i) : Pack<T, N>{};
+    if (sum != nullptr) more[h] = i < cols ? load_pack<T, N>(sum + i) : Pack<T, N>{};
+  }
   float squares = 0;
-  for (int64_t i = begin; i < cols; i += step) {
-    float v[N], r[N];
-    load_floats(from + i, v);
-    if (sum != nullptr) {
-      load_floats(sum + i, r);
-      for (int j = 0; j < N; ++j) v[j] = to_float(from_float<T>(v[j] + r[j]));
-      store_floats(sum + i, v);
-    }
+  const auto take = [&](int64_t i, Pack<T, N>& v, const Pack<T, N>& r) {
     for (int j = 0; j < N; ++j) {
-      squares += v[j] * v[j];
-      if (i == begin) held[j] = v[j];
+      if (sum != nullptr) v.data[j] = from_float<T>(to_float(v.data[j]) + to_float(r.data[j]));
+      squares += to_float(v.data[j]) * to_float(v.data[j]);
     }
+    if (sum != nullptr && i < cols) store_pack(sum + i, v);
+  };
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) take(begin + h * step, held[h], more[h]);
+  for (int64_t i = begin + kHeld * step; i < cols; i += step) {
+    auto v = load_pack<T, N>(from + i);
+    take(i, v, sum != nullptr ? load_pack<T, N>(sum + i) : Pack<T, N>{});
   }
   const float factor = 1.0f / sqrtf(block_reduce(squares, Sum()) / static_cast<float>(cols) + eps);
-  for (int64_t i = begin; i < cols; i += step) {
-    if (i != begin) load_floats((sum != nullptr ? sum : from) + i, held);
+  const auto write = [&](int64_t i, const Pack<T, N>& v) {
     if (i != begin) load_floats(weight + i, scale);
-    for (int j = 0; j < N; ++j) held[j] = held[j] * factor * scale[j];
-    store_floats(out[blockIdx.x] + i, held);
+    float y[N];
+    for (int j = 0; j < N; ++j) y[j] = to_float(v.data[j]) * factor * scale[j];
+    store_floats(out[blockIdx.x] + i, y);
+  };
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    if (begin + h * step < cols) write(begin + h * step, held[h]);
+  }
+  for (int64_t i = begin + kHeld * step; i < cols; i += step) {
+    write(i, load_pack<T, N>((sum != nullptr ? sum : from) + i));
   }
 }
 
@@ -215,9 +229,15 @@ void add_rms_norm(const TensorView& x, const TensorView& residual, const TensorV
                        reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
   dispatch_act(x.dtype, [&]<typename T>() {
     dispatch_packs<T>(aligned, [&]<int N>() {
-      launch("add_rms_norm", add_rms_norm_kernel<T, N>, static_cast<unsigned>(x.rows()),
-          threads_for(x.cols() / N, kNormThreads), 0, stream, Rows<const T>(x),
-          Rows<T>(adds ? residual : TensorView()), weight.as<float>(), eps, Rows<T>(out), x.cols());
+      // Few rows: all the threads a row can use. Many: small blocks, so that some load while others
+      // add up.
+      const auto start = [&]<int kHeld>() {
+        launch("add_rms_norm", add_rms_norm_kernel<T, N, kHeld>, static_cast<unsigned>(x.rows()),
+            threads_for(ceil_div(x.cols(), N * kHeld), kNormThreads / kHeld), 0, stream,
+            Rows<const T>(x), Rows<T>(adds ? residual : TensorView()), weight.as<float>(), eps,
+            Rows<T>(out), x.cols());
+      };
+      x.rows() < 512 ? start.template operator()<1>() : start.template operator()<4>();
     });
   });
 }

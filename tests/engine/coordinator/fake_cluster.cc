@@ -67,12 +67,12 @@ void FakeCluster::beat_all() {
   for (int rank = 0; rank < num_ranks(); ++rank) beat(rank, progress_);
 }
 
-void FakeCluster::submit(RequestId id, int prompt, int max_tokens) {
+void FakeCluster::submit(RequestId id, int prompt, int max_tokens, bool more) {
   Request request;
   request.prompt.assign(static_cast<size_t>(prompt), static_cast<int32_t>(id));
   request.max_tokens = max_tokens;
   answers[id].num_prompt = prompt;
-  handle(SubmitEvent{id, std::move(request)});
+  handle(SubmitEvent{id, std::move(request), more});
 }
 
 int FakeCluster::num_unanswered(int stage) const {

@@ -42,7 +42,7 @@ class FakeCluster {
   void beat_all();
 
   // Submits a request whose answer is fake_token's, without stop ids.
-  void submit(RequestId id, int prompt = 5, int max_tokens = 4);
+  void submit(RequestId id, int prompt = 5, int max_tokens = 4, bool more = false);
   // The next result of a stage, if it has a plan to answer; false if not.
   std::optional<StepResult> next_result(int stage);
   bool step(int stage);

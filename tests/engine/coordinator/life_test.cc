@@ -102,6 +102,19 @@ TEST(Life, RefusesBeforeReadyAndWhatCannotRun) {
   EXPECT_EQ(c.answers[10].finish, FinishReason::kLength);
 }
 
+TEST(Life, WhatComesTogetherIsPlannedTogether) {
+  FakeCluster c(cluster_config(1, 1));
+  c.tick(1);
+  c.ready_all();
+  c.submit(1, 5, 4, /*more=*/true);
+  EXPECT_EQ(c.num_unanswered(0), 0);
+  c.submit(2);
+  ASSERT_GT(c.num_unanswered(0), 0);
+  EXPECT_EQ(c.next_result(0)->rows.size(), 2u);
+  c.run_dry();
+  EXPECT_EQ(c.answers[1].num_ends + c.answers[2].num_ends, 2);
+}
+
 TEST(Life, Cancel) {
   FakeCluster c(cluster_config(1, 2));
   c.ready_all();
