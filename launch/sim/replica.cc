@@ -122,8 +122,7 @@ void Replica::run(const StepPlan& plan, double now_s, std::vector<Message>& mess
     StepResult result =
         PlanFollower::answer(plan, static_cast<int>(s), /*is_last=*/s + 1 == num_stages);
     if (runs) {
-      const double waited = s > 0 ? std::max(0.0, begin - std::max(ready, sent)) : 0;
-      account(s, work, {begin, end}, waited, result);
+      account(s, work, {begin, end}, ready, s > 0 ? sent : begin, result);
     }
     messages.push_back({end + efficiency.control_s, static_cast<int>(s) * config_.engine.tp,
         make_frame(FrameType::kResult, /*epoch=*/1, encode(result))});
@@ -133,21 +132,22 @@ void Replica::run(const StepPlan& plan, double now_s, std::vector<Message>& mess
   sampled_at_.push_back(sent + (num_stages > 1 ? efficiency.transfer_s : 0));
 }
 
-void Replica::account(
-    size_t s, const LayerWork& work, const Span& step, double waited, StepResult& result) {
+void Replica::account(size_t s, const LayerWork& work, const Span& step, double ready, double sent,
+    StepResult& result) {
   StageTimes& times = times_[s];
   const double seconds = step.end - step.begin;
   const double reduces = costs_[s].reduce_seconds(work);
   const double idle = step.begin - free_at_[s];
   times.busy_s += seconds;
   times.reduce_s += reduces;
-  times.transfer_s += waited;
+  times.transfer_s += std::max(0.0, step.begin - std::max(ready, sent));
   if (idle > 0) times.idle.push_back({free_at_[s], step.begin});
   free_at_[s] = step.end;
   const auto to_us = [](double value) { return static_cast<uint32_t>(std::max(0.0, value) * 1e6); };
   result.compute_us = to_us(seconds - reduces);
-  result.comm_us = to_us(reduces + waited);
-  result.idle_us = to_us(idle - waited);
+  result.comm_us = to_us(reduces);
+  result.idle_us = to_us(idle);
+  result.wait_us = to_us(step.begin - ready);
 }
 
 }  // namespace millrace

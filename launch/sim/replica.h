@@ -69,9 +69,10 @@ class Replica {
   void perform(const Action& action, double now_s, std::vector<Emission>& emissions,
       std::vector<Message>& messages);
   void run(const StepPlan& plan, double now_s, std::vector<Message>& messages);
-  // Stage `s` runs `work` during `step`, after it `waited` seconds for the transfer alone.
-  void account(
-      size_t s, const LayerWork& work, const Span& step, double waited, StepResult& result);
+  // Stage `s` runs `work` during `step`; it was free and had the plan from `ready` on, and waited
+  // for the transfer alone from `sent` on.
+  void account(size_t s, const LayerWork& work, const Span& step, double ready, double sent,
+      StepResult& result);
   uint32_t count_blocks() const;
   // Seconds for the hidden states of `tokens` from a stage to the next.
   double transfer_seconds(int stage, double tokens) const;
