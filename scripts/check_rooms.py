@@ -28,14 +28,15 @@ LAYERS = [
     ("6", ["launch/api"]),
     ("6", ["launch/batch", "launch/cluster"]),
     ("6", ["launch/gateway"]),
-    ("6", ["launch/bench", "launch/sim"]),
+    ("6", ["launch/bench"]),
+    ("6", ["launch/sim"]),
     ("6", ["launch/cli"]),
 ]
 ROW = {room: row for row, (_, rooms) in enumerate(LAYERS) for room in rooms}
 
 # The aim is 15,000. The CUDA backend (3,400), the simulator (1,100) and the scheduler's memory and
 # time (600) came on top and have not been paid for yet.
-MAX_PRODUCT_LINES = 20_850
+MAX_PRODUCT_LINES = 20_970
 WARN_FILE, FAIL_FILE = 400, 600
 WARN_FUNCTION, FAIL_FUNCTION = 60, 100
 

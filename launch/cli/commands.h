@@ -11,6 +11,7 @@ ExitCode run_chat(const Options& options);
 ExitCode run_serve(const Options& options);
 ExitCode run_batch_command(const Options& options);
 ExitCode run_bench(const Options& options, bool latency);
+ExitCode run_interference(const Options& options);
 ExitCode run_scheduler_bench(const Options& options);
 ExitCode run_simulate(const Options& options);
 

@@ -34,12 +34,15 @@ Replica::Replica(const ReplicaConfig& config)
         "use more stages instead",
         engine.tp, config.gpus_per_host);
   }
-  for (const Stage& stage : cut_stages(config.model, engine)) {
-    costs_.emplace_back(config.model, stage, engine.tp, config_.gpu);
-    times_.push_back({.num_layers = stage.num_layers});
+  if (config.step_models.empty()) {
+    for (const Stage& stage : cut_stages(config.model, engine)) {
+      costs_.emplace_back(config.model, stage, engine.tp, config_.gpu);
+      times_.push_back({.num_layers = stage.num_layers});
+    }
   }
-  free_at_.resize(costs_.size());
-  link_free_.resize(costs_.size());
+  times_.resize(static_cast<size_t>(engine.pp));
+  free_at_.resize(times_.size());
+  link_free_.resize(times_.size());
   num_blocks_ = config.num_blocks > 0 ? config.num_blocks : count_blocks();
   std::vector<Emission> emissions;
   std::vector<Message> messages;
@@ -93,7 +96,20 @@ void Replica::perform(const Action& action, double now_s, std::vector<Emission>&
   }
 }
 
+// Measured times have the reduces and the transfers' copies in them.
+double Replica::step_seconds(size_t stage, const LayerWork& work) const {
+  if (config_.step_models.empty()) return costs_[stage].seconds(work);
+  if (work.tokens == 0) return 0;
+  StepWork step;
+  step.decode_rows = static_cast<int32_t>(work.decode_rows);
+  step.prefill_tokens = static_cast<int32_t>(work.tokens - work.decode_rows);
+  step.context = static_cast<int64_t>(work.decode_keys);
+  step.pairs = static_cast<int64_t>(work.prefill_keys);
+  return config_.step_models[stage].seconds(step);
+}
+
 double Replica::transfer_seconds(int stage, double tokens) const {
+  if (!config_.step_models.empty()) return 0;
   const int from = stage * config_.engine.tp;
   const int to = from + config_.engine.tp;
   const bool one_host = from / config_.gpus_per_host == to / config_.gpus_per_host;
@@ -106,7 +122,7 @@ void Replica::run(const StepPlan& plan, double now_s, std::vector<Message>& mess
   const Efficiency efficiency;
   const LayerWork work = follower_.follow(plan);
   const double received = now_s + efficiency.control_s;
-  const size_t num_stages = costs_.size();
+  const size_t num_stages = times_.size();
   double input = work.has_decode && sampled_at_.size() == num_stages ? sampled_at_.front() : 0;
   double sent = received;  // by the stage before
   for (size_t s = 0; s < num_stages; ++s) {
@@ -118,7 +134,7 @@ void Replica::run(const StepPlan& plan, double now_s, std::vector<Message>& mess
     }
     const double ready = std::max(received, free_at_[s]);
     const double begin = std::max(ready, runs ? input : 0.0);
-    const double end = begin + costs_[s].seconds(work);
+    const double end = begin + step_seconds(s, work);
     StepResult result =
         PlanFollower::answer(plan, static_cast<int>(s), /*is_last=*/s + 1 == num_stages);
     if (runs) {
@@ -136,7 +152,7 @@ void Replica::account(size_t s, const LayerWork& work, const Span& step, double 
     StepResult& result) {
   StageTimes& times = times_[s];
   const double seconds = step.end - step.begin;
-  const double reduces = costs_[s].reduce_seconds(work);
+  const double reduces = costs_.empty() ? 0 : costs_[s].reduce_seconds(work);
   const double idle = step.begin - free_at_[s];
   times.busy_s += seconds;
   times.reduce_s += reduces;
