@@ -101,7 +101,7 @@ void Scheduler::observe(const StepResult& result) {
   models_[result.stage].observe(issued.work, 1e-6 * (result.compute_us + result.comm_us));
 }
 
-double Scheduler::lane_spread() const {
+double Scheduler::newest_spread() const {
   if (next_plan_ < static_cast<uint64_t>(num_lanes())) return 0;
   double shortest = std::numeric_limits<double>::infinity();
   double longest = 0;

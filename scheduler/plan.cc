@@ -9,6 +9,8 @@ namespace millrace {
 
 namespace {
 
+constexpr double kSpreadMemory = 0.02;  // what a plan adds to the running mean
+
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
@@ -33,6 +35,7 @@ std::optional<StepPlan> Scheduler::plan(std::vector<Emission>& failed) {
   plan.slot_hash = table_.hash();
   issued_[record.number % issued_.size()] = {record.number, record.work};
   flights_.push_back(std::move(record));
+  lane_spread_ += kSpreadMemory * (newest_spread() - lane_spread_);
   return plan;
 }
 

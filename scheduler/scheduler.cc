@@ -136,7 +136,11 @@ void Scheduler::free_slot(const Sequence& sequence) {
 
 SchedulerStats Scheduler::stats() const {
   double model_error = 0;
-  for (const StepModel& model : models_) model_error = std::max(model_error, model.error());
+  std::vector<StepModel::Terms> step_models;
+  for (const StepModel& model : models_) {
+    model_error = std::max(model_error, model.error());
+    step_models.push_back(model.weights());
+  }
   return {.running = size(Phase::kPrefill) + size(Phase::kDecode) + size(Phase::kPlanned),
       .waiting = size(Phase::kWaiting) + size(Phase::kPreempted),
       .free_blocks = pool_.num_free(),
@@ -147,8 +151,9 @@ SchedulerStats Scheduler::stats() const {
       .preemptions = preemptions_,
       .admitted_tokens = admitted_tokens_,
       .prefix_hit_tokens = prefix_hit_tokens_,
-      .lane_spread = lane_spread(),
-      .model_error = model_error};
+      .lane_spread = lane_spread_,
+      .model_error = model_error,
+      .step_models = std::move(step_models)};
 }
 
 }  // namespace millrace

@@ -63,8 +63,10 @@ struct SchedulerStats {
   uint64_t preemptions = 0;
   uint64_t admitted_tokens = 0;    // prompts, and what was known of preempted ones, ...
   uint64_t prefix_hit_tokens = 0;  // ... of which the prefix cache had this many
-  double lane_spread = 0;  // of the newest plans, one a lane: (longest - shortest) / longest
+  // Of as many newest plans as there are lanes: (longest - shortest) / longest, a running mean.
+  double lane_spread = 0;
   double model_error = 0;  // relative, of the step-time model's worst stage; 0 until it is ready
+  std::vector<StepModel::Terms> step_models;  // weights, per stage
 };
 
 class Scheduler {
@@ -211,7 +213,7 @@ class Scheduler {
   int32_t fit_chunk(const StepWork& work, int64_t first, int32_t count, double limit) const;
   bool model_ready() const;
   double step_seconds(const StepWork& work) const;  // of the slowest stage; 0 until observed
-  double lane_spread() const;
+  double newest_spread() const;
 
   // commit.cc
   Emission take_row(Sequence& sequence, const RowResult& row);
@@ -249,6 +251,7 @@ class Scheduler {
   std::pair<RequestId, int64_t> blocked_{0, INT64_MIN};
   int64_t prompt_backlog_ = 0;  // tokens to compute before their sequence decodes, not planned yet
   double prompt_share_ = 0;     // of it, what a step takes: follows the backlog
+  double lane_spread_ = 0;
   uint64_t preemptions_ = 0;
   uint64_t admitted_tokens_ = 0;
   uint64_t prefix_hit_tokens_ = 0;

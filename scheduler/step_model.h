@@ -22,6 +22,14 @@ struct StepWork {
 
 class StepModel {
  public:
+  static constexpr int kNumTerms = 6;
+  using Terms = std::array<double, kNumTerms>;
+
+  StepModel() = default;
+  // What another one had learned: its weights().
+  explicit StepModel(const Terms& weights) : weights_(weights) {}
+  const Terms& weights() const { return weights_; }
+
   // Predicted seconds; 0 as long as nothing was observed. Never falls when the work grows.
   double seconds(const StepWork& work) const;
   // One measured step. Ignored when it had no tokens or no time. The newest few hundred steps
@@ -34,9 +42,7 @@ class StepModel {
   double error() const { return ready() ? error_ : 0; }
 
  private:
-  static constexpr int kNumTerms = 6;
   static constexpr uint64_t kReadyAfter = 32;
-  using Terms = std::array<double, kNumTerms>;
   static Terms terms_of(const StepWork& work);
   void solve();
 

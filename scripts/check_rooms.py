@@ -28,7 +28,8 @@ LAYERS = [
     ("6", ["launch/api"]),
     ("6", ["launch/batch", "launch/cluster"]),
     ("6", ["launch/gateway"]),
-    ("6", ["launch/bench", "launch/sim"]),
+    ("6", ["launch/bench"]),
+    ("6", ["launch/sim"]),
     ("6", ["launch/cli"]),
 ]
 ROW = {room: row for row, (_, rooms) in enumerate(LAYERS) for room in rooms}

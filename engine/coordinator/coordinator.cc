@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <iterator>
 #include <utility>
 
@@ -13,7 +14,9 @@ Coordinator::Coordinator(const CoordinatorConfig& config, Millis now)
       load_began_(now),
       last_tick_(now),
       ranks_(static_cast<size_t>(config.engine.tp) * static_cast<size_t>(config.engine.pp)),
-      results_(static_cast<size_t>(config.engine.pp)) {}
+      results_(static_cast<size_t>(config.engine.pp)),
+      enough_(4 * (static_cast<size_t>(config.engine.pp) + 1)),
+      times_(static_cast<size_t>(config.engine.pp)) {}
 
 void Coordinator::on(SubmitEvent& event) {
   switch (life_) {
@@ -70,6 +73,8 @@ void Coordinator::plan_all() {
       for (const Row& row : plan->rows) {
         if (row.output != Output::kNone) slots.push_back(row.slot);
       }
+      enough_[num_issued_ % enough_.size()] = least_open_ >= static_cast<size_t>(config_.engine.pp);
+      least_open_ = open_.size();
       ++num_issued_;
       send_all(FrameType::kPlan, encode(*plan));
     }
@@ -87,6 +92,7 @@ void Coordinator::refuse(RequestId id, ErrorCode code, std::string message) {
 
 void Coordinator::emit(Emission emission) {
   if (emission.finish != FinishReason::kNone) open_.erase(emission.id);
+  least_open_ = std::min(least_open_, open_.size());
   out_.push_back(Emit{std::move(emission)});
 }
 
@@ -127,9 +133,37 @@ CoordinatorStats Coordinator::stats(Millis now) const {
   return {.scheduler = scheduler_ ? scheduler_->stats() : SchedulerStats(),
       .ready = scheduler_.has_value(),
       .healthy = serving() && all_beat(now),
-      .compute_us = compute_us_,
-      .comm_us = comm_us_,
-      .idle_us = idle_us_};
+      .stages = times_};
+}
+
+void StageTimes::add(const StepResult& result) {
+  compute_us += result.compute_us;
+  comm_us += result.comm_us;
+  idle_us += result.idle_us;
+  wait_us += result.wait_us;
+}
+
+namespace {
+
+template <typename Part>
+double fraction_of(const std::vector<StageTimes>& stages, const Part& part) {
+  uint64_t sum = 0;
+  uint64_t all = 0;
+  for (const StageTimes& stage : stages) {
+    sum += part(stage);
+    all += stage.compute_us + stage.comm_us + stage.idle_us;
+  }
+  return all > 0 ? static_cast<double>(sum) / static_cast<double>(all) : 0;
+}
+
+}  // namespace
+
+double CoordinatorStats::stage_bubble_fraction() const {
+  return fraction_of(stages, [](const StageTimes& stage) { return stage.idle_us; });
+}
+
+double CoordinatorStats::exposed_comm_fraction() const {
+  return fraction_of(stages, [](const StageTimes& stage) { return stage.comm_us + stage.wait_us; });
 }
 
 std::string Coordinator::check_integrity() const {

@@ -80,14 +80,27 @@ struct Finished {
 };
 using Action = std::variant<SendAll, Emit, BecameReady, Finished>;
 
+// Sums over the steps of one stage since ready, as StepResult has them.
+struct StageTimes {
+  uint64_t compute_us = 0;
+  uint64_t comm_us = 0;
+  uint64_t idle_us = 0;
+  uint64_t wait_us = 0;
+  void add(const StepResult& result);
+};
+
 struct CoordinatorStats {
   SchedulerStats scheduler;
   bool ready = false;
   bool healthy = false;  // ready, not failed, every rank beats
-  // Sums over steps and stages since ready.
-  uint64_t compute_us = 0;
-  uint64_t comm_us = 0;
-  uint64_t idle_us = 0;
+  // Per stage, of the steps before which there was enough to run: since the plan before it, pp or
+  // more requests were open at any time.
+  std::vector<StageTimes> stages;
+
+  // Of all time in `stages`: idle, waits for other stages included; and in collectives or waiting
+  // for what another stage sends, be it not yet computed (a rank cannot tell). 0 without any.
+  double stage_bubble_fraction() const;
+  double exposed_comm_fraction() const;
 };
 
 class Coordinator {
@@ -161,9 +174,9 @@ class Coordinator {
   uint64_t num_issued_ = 0;                     // plans
   std::vector<uint64_t> results_;               // per stage: plans it has answered
   std::deque<std::vector<uint16_t>> expected_;  // per plan in flight: slots with output, in order
-  uint64_t compute_us_ = 0;
-  uint64_t comm_us_ = 0;
-  uint64_t idle_us_ = 0;
+  size_t least_open_ = 0;                       // requests, since the newest plan
+  std::vector<bool> enough_;  // plan n at n mod size: pp requests were open since the one before
+  std::vector<StageTimes> times_;  // CoordinatorStats::stages
 };
 
 }  // namespace millrace

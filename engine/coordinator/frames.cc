@@ -111,9 +111,10 @@ bool Coordinator::on_result(int rank, std::span<const uint8_t> body) {
   uint64_t& answered = results_[result.stage];
   if (result.sequence != answered || answered >= num_issued_ || !answers_plan(result)) return false;
   ++answered;
-  compute_us_ += result.compute_us;
-  comm_us_ += result.comm_us;
-  idle_us_ += result.idle_us;
+  if (num_issued_ - result.sequence <= enough_.size() &&
+      enough_[result.sequence % enough_.size()]) {
+    times_[result.stage].add(result);
+  }
   scheduler_->observe(result);
   if (result.stage + 1 < num_stages()) return true;
   expected_.pop_front();

@@ -73,12 +73,14 @@ struct StepResult {
   uint64_t sequence = 0;
   uint16_t stage = 0;
   uint32_t compute_us = 0;  // time of this step in kernels
-  uint32_t comm_us = 0;     // waiting in collectives and transfers: exposed communication
-  uint32_t idle_us = 0;     // waiting for a plan or for the stage before, since the last step
+  uint32_t comm_us = 0;     // waiting in collectives
+  uint32_t idle_us = 0;     // waiting for a plan or for another stage, since the last step
+  uint32_t wait_us = 0;     // of idle_us: the plan is here, what another stage sends is not
   std::vector<RowResult> rows;
 };
 void fields(auto& io, Is<StepResult> auto& result) {
-  io(result.sequence, result.stage, result.compute_us, result.comm_us, result.idle_us);
+  io(result.sequence, result.stage, result.compute_us, result.comm_us, result.idle_us,
+      result.wait_us);
   io.list(result.rows, kMaxRows);
 }
 bool within_limits(const StepResult& result);

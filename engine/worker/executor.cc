@@ -357,6 +357,7 @@ StepResult Executor::result(uint64_t n) {
   const double gap = n > 0 ? flight.begin->ms_since(*this->flight(n - 1).end) : 0;
   const double host_wait = std::chrono::duration<double, std::milli>(flight.host_wait).count();
   result.idle_us = to_us(wait + gap);
+  result.wait_us = topology_.pp() > 1 ? to_us(wait) : 0;
   result.comm_us = to_us(host_wait);
   result.compute_us = to_us(flight.end->ms_since(*flight.ready) - host_wait);
   const auto* sampled = reinterpret_cast<const SampledRow*>(flight.sampled.data());

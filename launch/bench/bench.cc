@@ -3,79 +3,24 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
 #include <boost/json/serialize.hpp>
-#include <chrono>
-#include <condition_variable>
-#include <memory>
-#include <mutex>
 #include <random>
 #include <vector>
 
 #include "engine/base/log.h"
 #include "engine/base/status.h"
+#include "launch/bench/load.h"
 
 namespace millrace {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-using Seconds = std::chrono::duration<double>;
-
 double median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());
   return *middle;
-}
-
-// One wave of requests, submitted together and waited for: when each began and ended to speak.
-struct Wave {
-  std::mutex mutex;
-  std::condition_variable changed;
-  size_t open = 0;
-  Clock::time_point begin;
-  std::vector<double> first_s;  // per request: seconds from the submit to its first token
-  std::vector<double> total_s;  // and to its last
-  Status failure;
-};
-
-Request random_request(const BenchConfig& config, int32_t vocab_size, std::mt19937_64& random) {
-  std::uniform_int_distribution<int32_t> id(0, vocab_size - 1);
-  Request request;
-  request.prompt.resize(static_cast<size_t>(config.input_len));
-  for (int32_t& token : request.prompt) token = id(random);
-  request.max_tokens = config.output_len;
-  request.sampling.temperature = 0;
-  return request;
-}
-
-std::shared_ptr<Wave> run_wave(const BenchConfig& config, EngineApi& engine, int32_t vocab_size,
-    int32_t count, std::mt19937_64& random) {
-  std::vector<Request> requests;
-  for (int32_t i = 0; i < count; ++i) {
-    requests.push_back(random_request(config, vocab_size, random));
-  }
-  // Shared with the callbacks: after a failure some may still come while the wave is left.
-  auto wave = std::make_shared<Wave>();
-  wave->open = requests.size();
-  wave->first_s.assign(requests.size(), 0);
-  wave->total_s.assign(requests.size(), 0);
-  wave->begin = Clock::now();
-  for (size_t i = 0; i < requests.size(); ++i) {
-    engine.submit(std::move(requests[i]), [wave, i](const Emission& emission) {
-      const double now = Seconds(Clock::now() - wave->begin).count();
-      const std::lock_guard lock(wave->mutex);
-      if (!emission.tokens.empty() && wave->first_s[i] == 0) wave->first_s[i] = now;
-      if (emission.finish == FinishReason::kNone) return;
-      wave->total_s[i] = now;
-      if (emission.finish != FinishReason::kLength) wave->failure = emission.status;
-      if (--wave->open == 0) wave->changed.notify_all();
-    });
-  }
-  std::unique_lock lock(wave->mutex);
-  wave->changed.wait(lock, [&] { return wave->open == 0; });
-  if (!wave->failure.ok()) throw Error(ExitCode::kWorkerLost, wave->failure.message);
-  return wave;
 }
 
 void check(const BenchConfig& config, int32_t max_model_len) {
@@ -129,13 +74,17 @@ BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Ch
   check(config, max_model_len);
   std::mt19937_64 random(config.seed);
   std::vector<double> prefill_s, decode_s, total_s;
+  const std::vector<Arrival> arrivals(
+      static_cast<size_t>(config.batch_size), Arrival{0, config.input_len, config.output_len});
   for (int32_t run = 0; run < config.num_warmup + config.num_iters; ++run) {
     if (run == config.num_warmup) idle.reset();
-    const auto wave =
-        run_wave(config, engine, model.config().vocab_size, config.batch_size, random);
+    const auto load = run_load(engine, arrivals, model.config().vocab_size, random);
     const bool counted = run >= config.num_warmup;
-    const double first = *std::max_element(wave->first_s.begin(), wave->first_s.end());
-    const double total = *std::max_element(wave->total_s.begin(), wave->total_s.end());
+    double first = 0, total = 0;
+    for (const std::vector<double>& at : load->token_s) {
+      first = std::max(first, at.front());
+      total = std::max(total, at.back());
+    }
     log::info("run {} of {}{}: first token {:.1f} ms, all {:.1f} ms", run + 1,
         config.num_warmup + config.num_iters, counted ? "" : " (warm-up)", first * 1e3,
         total * 1e3);
@@ -168,36 +117,84 @@ BenchReport bench_latency(const BenchConfig& config, EngineApi& engine, const Ch
           {"output_tokens", config.batch_size * config.output_len}});
 }
 
+namespace {
+
+// What the requests of a load saw, in ms, and what they came to.
+struct Seen {
+  std::vector<double> ttft, tpot, itl;
+  double prompt_tokens = 0, output_tokens = 0, end_s = 0;
+};
+
+Seen look_at(const std::vector<Arrival>& arrivals, const Load& load) {
+  Seen seen;
+  for (size_t i = 0; i < arrivals.size(); ++i) {
+    const std::vector<double>& at = load.token_s[i];
+    seen.prompt_tokens += arrivals[i].prompt_tokens;
+    seen.output_tokens += static_cast<double>(at.size());
+    seen.end_s = std::max(seen.end_s, at.back());
+    seen.ttft.push_back((at.front() - load.sent_s[i]) * 1e3);
+    for (size_t t = 1; t < at.size(); ++t) seen.itl.push_back((at[t] - at[t - 1]) * 1e3);
+    if (at.size() < 2) continue;
+    seen.tpot.push_back((at.back() - at.front()) * 1e3 / static_cast<double>(at.size() - 1));
+  }
+  return seen;
+}
+
+}  // namespace
+
 BenchReport bench_throughput(const BenchConfig& config, EngineApi& engine, const Checkpoint& model,
     const Limits& limits, int32_t max_model_len) {
   check(config, max_model_len);
   std::mt19937_64 random(config.seed);
-  BenchConfig first = config;  // one short answer, so that the start lies before the figures
-  first.output_len = 2;
-  run_wave(first, engine, model.config().vocab_size, 1, random);
-  const auto wave = run_wave(config, engine, model.config().vocab_size, config.num_prompts, random);
-  const double seconds = *std::max_element(wave->total_s.begin(), wave->total_s.end());
-  std::vector<double> tpot;
-  for (size_t i = 0; i < wave->total_s.size(); ++i) {
-    tpot.push_back((wave->total_s[i] - wave->first_s[i]) / (config.output_len - 1));
+  const LengthConfig lengths{config.input_len, config.output_len, config.length_variation};
+  std::vector<Arrival> arrivals =
+      draw_lengths(lengths, config.num_prompts, max_model_len, config.seed);
+  if (config.rate > 0) draw_times(arrivals, config.rate, config.seed);
+  // One short answer first, so that the start lies before the figures.
+  run_load(engine, {Arrival{0, config.input_len, 2}}, model.config().vocab_size, random);
+  double limit_s = 0;
+  for (const Arrival& each : arrivals)
+    limit_s += limits.request_s(each.prompt_tokens, each.output_tokens);
+  const auto load = run_load(engine, arrivals, model.config().vocab_size, random);
+  const Seen seen = look_at(arrivals, *load);
+  const CoordinatorStats stats = engine.stats();
+  const SchedulerStats& steps = stats.scheduler;
+  const Percentiles ttft = percentiles(seen.ttft), tpot = percentiles(seen.tpot),
+                    itl = percentiles(seen.itl);
+  const auto per_step = [&](uint64_t count) {
+    return steps.steps > 0 ? static_cast<double>(count) / static_cast<double>(steps.steps) : 0;
+  };
+  boost::json::array busy;
+  for (const StageTimes& stage : stats.stages) {
+    const auto used = static_cast<double>(stage.compute_us + stage.comm_us);
+    busy.push_back(used > 0 ? used / (used + static_cast<double>(stage.idle_us)) : 0);
   }
-  const double prompts = static_cast<double>(config.num_prompts) * config.input_len;
-  const double outputs = static_cast<double>(config.num_prompts) * config.output_len;
-  return report(fmt::format("throughput: {} requests of {} prompt + {} output tokens in {:.2f} s",
-                    config.num_prompts, config.input_len, config.output_len, seconds),
-      {{"requests_per_s", "requests/s", config.num_prompts / seconds},
-          {"fraction_of_limit", "(0: not measured on the CPU)",
-              config.num_prompts * limits.request_s(config.input_len, config.output_len) / seconds},
-          {"prompt_tokens_per_s", "tokens/s", prompts / seconds},
-          {"decode_tokens_per_s", "tokens/s", outputs / seconds},
-          {"total_tokens_per_s", "tokens/s", (prompts + outputs) / seconds},
-          {"ttft_ms", "ms to the first token (median)", median(wave->first_s) * 1e3},
-          {"tpot_ms", "ms per output token (median)", median(tpot) * 1e3}},
+  return report(fmt::format("throughput: {} requests of about {} prompt + {} output tokens in "
+                            "{:.2f} s",
+                    config.num_prompts, config.input_len, config.output_len, seen.end_s),
+      {{"requests_per_s", "requests/s", config.num_prompts / seen.end_s},
+          {"fraction_of_limit", "(0: not measured on the CPU)", limit_s / seen.end_s},
+          {"prompt_tokens_per_s", "tokens/s", seen.prompt_tokens / seen.end_s},
+          {"decode_tokens_per_s", "tokens/s", seen.output_tokens / seen.end_s},
+          {"total_tokens_per_s", "tokens/s",
+              (seen.prompt_tokens + seen.output_tokens) / seen.end_s},
+          {"ttft_ms", "ms to the first token (median)", ttft.p50}, {"ttft_p99_ms", "", ttft.p99},
+          {"tpot_ms", "ms per output token (median)", tpot.p50},
+          {"itl_p99_ms", "ms between two tokens", itl.p99},
+          {"tokens_per_step", "", per_step(steps.tokens_computed)},
+          {"preemptions", "", static_cast<double>(steps.preemptions)},
+          {"prefix_hit_tokens", "", static_cast<double>(steps.prefix_hit_tokens)},
+          {"lane_spread", "of the longest of as many steps as lanes", steps.lane_spread},
+          {"model_error", "of predicted step times", steps.model_error},
+          {"stage_bubble_fraction", "", stats.stage_bubble_fraction()},
+          {"exposed_comm_fraction", "waits for other stages' work included",
+              stats.exposed_comm_fraction()}},
       limits,
       {{"input_len", config.input_len}, {"output_len", config.output_len},
-          {"num_prompts", config.num_prompts}, {"seconds", seconds},
-          {"prompt_tokens", static_cast<int64_t>(prompts)},
-          {"output_tokens", static_cast<int64_t>(outputs)}});
+          {"num_prompts", config.num_prompts}, {"rate", config.rate}, {"seconds", seen.end_s},
+          {"prompt_tokens", static_cast<int64_t>(seen.prompt_tokens)},
+          {"output_tokens", static_cast<int64_t>(seen.output_tokens)},
+          {"stage_busy_fraction", std::move(busy)}});
 }
 
 }  // namespace millrace

@@ -251,6 +251,13 @@ void declare_run_batch(CLI::App& app, Options& o) {
       ->check(CLI::Range(1, 1 << 20));
 }
 
+void declare_bench_output(Flags& flags, Options& o) {
+  flags.add_with_default("--seed", o.bench.seed, "Of the prompts");
+  flags.add("--save-model", o.bench.save_model,
+      "A file for the measured step times: simulate --step-model plans with them");
+  flags.add_switch("--json", o.json, "Write one JSON object to standard output");
+}
+
 void declare_bench(CLI::App& app, bool latency, Options& o) {
   Flags flags(app, "Benchmark");
   flags.add_with_default("--input-len", o.bench.input_len, "Tokens of a prompt (random ids)");
@@ -260,10 +267,22 @@ void declare_bench(CLI::App& app, bool latency, Options& o) {
     flags.add_with_default("--num-iters", o.bench.num_iters, "Runs that count: medians");
     flags.add_with_default("--num-iters-warmup", o.bench.num_warmup, "Runs before them");
   } else {
-    flags.add_with_default("--num-prompts", o.bench.num_prompts, "Requests, submitted together");
+    flags.add_with_default("--num-prompts", o.bench.num_prompts, "Requests in all");
+    flags.add_with_default("--length-variation", o.bench.length_variation,
+        "Standard deviation of both lengths over their mean (log-normal); 0: all alike");
+    flags.add_with_default("--rate", o.bench.rate, "Requests a second (Poisson); 0: all at once");
   }
-  flags.add_with_default("--seed", o.bench.seed, "Of the prompts");
-  flags.add_switch("--json", o.json, "Write one JSON object to standard output");
+  declare_bench_output(flags, o);
+}
+
+void declare_interference(CLI::App& app, Options& o) {
+  Flags flags(app, "Benchmark");
+  o.launch.max_itl_stretch = kServeStretch;
+  flags.add_with_default("--decoders", o.bench.num_decoders, "Sequences that decode");
+  flags.add_with_default("--context", o.bench.context, "Tokens of their prompts");
+  flags.add_with_default("--prompt-len", o.bench.prompt_len, "Tokens of the prompt that comes");
+  flags.add_with_default("--num-iters-warmup", o.bench.num_warmup, "Rounds that do not count");
+  declare_bench_output(flags, o);
 }
 
 void declare_device_bench(CLI::App& app, Options& o) {
@@ -288,6 +307,9 @@ void declare_simulate(CLI::App& app, Options& o) {
   const CLI::Range any_length(1, kMaxTokens);
   flags.add("--shape", sim.shape, "A folder with config.json, or a name under configs/shapes");
   flags.add_with_default("--gpu", sim.gpu, "a100, b200, h100, h200, l40s or rtx4090");
+  flags.add("--step-model", sim.step_model,
+      "A file of bench --save-model: that replica as measured, in place of --shape, --gpu, degrees "
+      "and limits");
   flags.add_with_default("--gpus-per-host", sim.gpus_per_host, "GPUs that their own links join")
       ->check(CLI::Range(1, kMaxDegree));
   flags.add_with_default(
@@ -351,6 +373,8 @@ const std::vector<CommandInfo>& command_table() {
           [](const Options& o) { return run_device_bench(o, BenchKind::kKernels); }},
       {"bench comm", "Time what the ranks of a layout exchange", declare_device_bench,
           [](const Options& o) { return run_device_bench(o, BenchKind::kComm); }},
+      {"bench interference", "Time a long prompt among sequences that decode", declare_interference,
+          run_interference},
       {"bench scheduler", "Time the scheduler's own work on a step", declare_scheduler_bench,
           run_scheduler_bench, /*has_model=*/false},
       {"simulate", "Tell what a model would do on given GPUs under a load", declare_simulate,

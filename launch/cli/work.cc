@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include "engine/base/log.h"
+#include "launch/bench/saved_model.h"
 #include "launch/cli/answer.h"
 #include "launch/cli/commands.h"
 #include "launch/cli/session.h"
@@ -40,6 +41,29 @@ ExitCode run_batch_command(const Options& options) {
   return summary.failed > 0 ? ExitCode::kRowsFailed : ExitCode::kOk;
 }
 
+namespace {
+
+ExitCode write_report(const Options& options, Session& session, const BenchReport& report) {
+  if (!options.bench.save_model.empty()) {
+    EngineConfig engine = options.launch.engine;
+    engine.max_model_len = session.engine().max_model_len();
+    write_step_model(options.bench.save_model, engine, session.engine().stats().scheduler);
+  }
+  write_stdout(options.json ? report.json + "\n" : report.table);
+  return ExitCode::kOk;
+}
+
+}  // namespace
+
+ExitCode run_interference(const Options& options) {
+  Session session(options, Session::Text::kNotNeeded);
+  Engine& engine = session.engine();
+  return write_report(options, session, run_guarded(session, [&] {
+    return bench_interference(
+        options.bench, engine, engine.model().config().vocab_size, engine.max_model_len());
+  }));
+}
+
 ExitCode run_bench(const Options& options, bool latency) {
   const EngineConfig& engine = options.launch.engine;
   const Limits limits =
@@ -59,8 +83,7 @@ ExitCode run_bench(const Options& options, bool latency) {
     return bench_latency(
         options.bench, running, running.model(), limits, running.max_model_len(), *idle);
   });
-  write_stdout(options.json ? report.json + "\n" : report.table);
-  return ExitCode::kOk;
+  return write_report(options, session, report);
 }
 
 ExitCode run_device_bench(const Options& options, BenchKind kind) {

@@ -152,9 +152,9 @@ void ReplicaShell::perform(Finished& action) {
 }
 
 void ReplicaShell::publish() {
-  const CoordinatorStats stats = coordinator_.stats(now());
+  CoordinatorStats stats = coordinator_.stats(now());
   const std::lock_guard lock(mutex_);
-  view_.stats = stats;
+  view_.stats = std::move(stats);
 }
 
 ReplicaShell::View ReplicaShell::view() const {

@@ -24,6 +24,7 @@ LayerWork PlanFollower::follow(const StepPlan& plan) {
     work.tokens += count;
     work.has_decode |= slot.num_computed >= slot.num_prompt;
     if (row.count == 1) {
+      ++work.decode_rows;
       work.decode_keys += before + 1;
     } else {
       work.prefill_keys += count * (before + (count + 1) / 2);

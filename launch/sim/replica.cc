@@ -34,12 +34,15 @@ Replica::Replica(const ReplicaConfig& config)
         "use more stages instead",
         engine.tp, config.gpus_per_host);
   }
-  for (const Stage& stage : cut_stages(config.model, engine)) {
-    costs_.emplace_back(config.model, stage, engine.tp, config_.gpu);
-    times_.push_back({.num_layers = stage.num_layers});
+  if (config.step_models.empty()) {
+    for (const Stage& stage : cut_stages(config.model, engine)) {
+      costs_.emplace_back(config.model, stage, engine.tp, config_.gpu);
+      times_.push_back({.num_layers = stage.num_layers});
+    }
   }
-  free_at_.resize(costs_.size());
-  link_free_.resize(costs_.size());
+  times_.resize(static_cast<size_t>(engine.pp));
+  free_at_.resize(times_.size());
+  link_free_.resize(times_.size());
   num_blocks_ = config.num_blocks > 0 ? config.num_blocks : count_blocks();
   std::vector<Emission> emissions;
   std::vector<Message> messages;
@@ -93,7 +96,20 @@ void Replica::perform(const Action& action, double now_s, std::vector<Emission>&
   }
 }
 
+// Measured times have the reduces and the transfers' copies in them.
+double Replica::step_seconds(size_t stage, const LayerWork& work) const {
+  if (config_.step_models.empty()) return costs_[stage].seconds(work);
+  if (work.tokens == 0) return 0;
+  StepWork step;
+  step.decode_rows = static_cast<int32_t>(work.decode_rows);
+  step.prefill_tokens = static_cast<int32_t>(work.tokens - work.decode_rows);
+  step.context = static_cast<int64_t>(work.decode_keys);
+  step.pairs = static_cast<int64_t>(work.prefill_keys);
+  return config_.step_models[stage].seconds(step);
+}
+
 double Replica::transfer_seconds(int stage, double tokens) const {
+  if (!config_.step_models.empty()) return 0;
   const int from = stage * config_.engine.tp;
   const int to = from + config_.engine.tp;
   const bool one_host = from / config_.gpus_per_host == to / config_.gpus_per_host;
@@ -106,7 +122,7 @@ void Replica::run(const StepPlan& plan, double now_s, std::vector<Message>& mess
   const Efficiency efficiency;
   const LayerWork work = follower_.follow(plan);
   const double received = now_s + efficiency.control_s;
-  const size_t num_stages = costs_.size();
+  const size_t num_stages = times_.size();
   double input = work.has_decode && sampled_at_.size() == num_stages ? sampled_at_.front() : 0;
   double sent = received;  // by the stage before
   for (size_t s = 0; s < num_stages; ++s) {
@@ -118,12 +134,11 @@ void Replica::run(const StepPlan& plan, double now_s, std::vector<Message>& mess
     }
     const double ready = std::max(received, free_at_[s]);
     const double begin = std::max(ready, runs ? input : 0.0);
-    const double end = begin + costs_[s].seconds(work);
+    const double end = begin + step_seconds(s, work);
     StepResult result =
         PlanFollower::answer(plan, static_cast<int>(s), /*is_last=*/s + 1 == num_stages);
     if (runs) {
-      const double waited = s > 0 ? std::max(0.0, begin - std::max(ready, sent)) : 0;
-      account(s, work, {begin, end}, waited, result);
+      account(s, work, {begin, end}, ready, s > 0 ? sent : begin, result);
     }
     messages.push_back({end + efficiency.control_s, static_cast<int>(s) * config_.engine.tp,
         make_frame(FrameType::kResult, /*epoch=*/1, encode(result))});
@@ -133,21 +148,22 @@ void Replica::run(const StepPlan& plan, double now_s, std::vector<Message>& mess
   sampled_at_.push_back(sent + (num_stages > 1 ? efficiency.transfer_s : 0));
 }
 
-void Replica::account(
-    size_t s, const LayerWork& work, const Span& step, double waited, StepResult& result) {
+void Replica::account(size_t s, const LayerWork& work, const Span& step, double ready, double sent,
+    StepResult& result) {
   StageTimes& times = times_[s];
   const double seconds = step.end - step.begin;
-  const double reduces = costs_[s].reduce_seconds(work);
+  const double reduces = costs_.empty() ? 0 : costs_[s].reduce_seconds(work);
   const double idle = step.begin - free_at_[s];
   times.busy_s += seconds;
   times.reduce_s += reduces;
-  times.transfer_s += waited;
+  times.transfer_s += std::max(0.0, step.begin - std::max(ready, sent));
   if (idle > 0) times.idle.push_back({free_at_[s], step.begin});
   free_at_[s] = step.end;
   const auto to_us = [](double value) { return static_cast<uint32_t>(std::max(0.0, value) * 1e6); };
   result.compute_us = to_us(seconds - reduces);
-  result.comm_us = to_us(reduces + waited);
-  result.idle_us = to_us(idle - waited);
+  result.comm_us = to_us(reduces);
+  result.idle_us = to_us(idle);
+  result.wait_us = to_us(step.begin - ready);
 }
 
 }  // namespace millrace

@@ -21,6 +21,7 @@ struct ReplicaConfig {
   ModelConfig model;
   EngineConfig engine;  // degrees, steps and slots; model_path is a name only
   Gpu gpu;
+  std::vector<StepModel> step_models;  // per stage, measured: in place of model and gpu
   int gpus_per_host = 8;
   double network_bytes_per_s = 50e9;  // between hosts, one way, per GPU
   uint32_t num_blocks = 0;            // of the KV cache; 0: what fits the GPUs' memory
@@ -69,17 +70,19 @@ class Replica {
   void perform(const Action& action, double now_s, std::vector<Emission>& emissions,
       std::vector<Message>& messages);
   void run(const StepPlan& plan, double now_s, std::vector<Message>& messages);
-  // Stage `s` runs `work` during `step`, after it `waited` seconds for the transfer alone.
-  void account(
-      size_t s, const LayerWork& work, const Span& step, double waited, StepResult& result);
+  // Stage `s` runs `work` during `step`; it was free and had the plan from `ready` on, and waited
+  // for the transfer alone from `sent` on.
+  void account(size_t s, const LayerWork& work, const Span& step, double ready, double sent,
+      StepResult& result);
   uint32_t count_blocks() const;
+  double step_seconds(size_t stage, const LayerWork& work) const;
   // Seconds for the hidden states of `tokens` from a stage to the next.
   double transfer_seconds(int stage, double tokens) const;
 
   const ReplicaConfig config_;
   Coordinator coordinator_;
   PlanFollower follower_;
-  std::vector<StageCost> costs_;
+  std::vector<StageCost> costs_;  // none with measured step models
   uint32_t num_blocks_ = 0;
   std::vector<Action> actions_;  // of one event
   std::vector<StageTimes> times_;

@@ -11,6 +11,8 @@
 
 #include "engine/base/file.h"
 #include "engine/base/status.h"
+#include "launch/bench/load.h"
+#include "launch/bench/saved_model.h"
 #include "launch/sim/simulation.h"
 
 namespace millrace {
@@ -22,6 +24,7 @@ namespace fs = std::filesystem;
 constexpr uint64_t kMaxConfigBytes = 1 << 20;
 constexpr int32_t kSequencesPerStage = 256;
 constexpr int32_t kMaxSlots = 65535;
+constexpr int32_t kAnyVocabulary = 32'000;  // ids of prompts that are only told apart
 constexpr int32_t kMaxReplicas = 4096;
 constexpr double kSteadyBegin = 0.3, kSteadyEnd = 0.8;  // shares of the requests that have ended
 
@@ -52,6 +55,15 @@ std::string find_shape(const std::string& shape) {
 }
 
 ReplicaConfig replica_config(const SimulateConfig& config) {
+  if (!config.step_model.empty()) {
+    SavedModel saved = read_step_model(config.step_model);
+    ReplicaConfig measured{.engine = std::move(saved.engine), .num_blocks = saved.num_blocks};
+    measured.model.vocab_size = kAnyVocabulary;
+    measured.step_models = std::move(saved.stages);
+    measured.max_stretch = config.max_itl_stretch;
+    measured.balance = config.balance;
+    return measured;
+  }
   const std::string path = find_shape(config.shape) + "/config.json";
   ReplicaConfig replica;
   replica.model = parse_hf_config(read_file(path, kMaxConfigBytes, ExitCode::kModel), "", path);
@@ -97,23 +109,16 @@ ReplicaConfig one_stage(const ReplicaConfig& replica, uint32_t num_blocks) {
   const int32_t pp = replica.engine.pp;
   one.engine.pp = 1;
   one.engine.pp_layers.clear();
+  if (!one.step_models.empty()) {  // all layers on one stage: the sum of their times
+    StepModel::Terms sum{};
+    for (const StepModel& stage : replica.step_models) {
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += stage.weights()[i];
+    }
+    one.step_models = {StepModel(sum)};
+  }
   one.engine.max_num_seqs = std::max(1, replica.engine.max_num_seqs / pp);
   one.num_blocks = std::max(1u, num_blocks / static_cast<uint32_t>(pp));
   return one;
-}
-
-struct Percentiles {
-  double p50 = 0, p90 = 0, p99 = 0;
-};
-
-Percentiles percentiles(std::vector<double> values) {
-  if (values.empty()) return {};
-  std::ranges::sort(values);
-  const auto at = [&](double share) {
-    const double rank = std::ceil(share * static_cast<double>(values.size()));
-    return values[static_cast<size_t>(std::max(1.0, rank)) - 1];
-  };
-  return {at(0.5), at(0.9), at(0.99)};
 }
 
 // What the clients of the requests that came from `begin` to `end` saw, in ms.
@@ -153,8 +158,8 @@ void check(const SimulateConfig& config) {
 // Everything that the report says, in its order.
 struct Findings {
   ReplicaConfig replica;
-  Saturation saturation;    // of one replica
-  double throughput_ratio;  // of it, to pp stages that each are alone
+  Saturation saturation;        // of one replica
+  double throughput_ratio = 0;  // of it, to pp stages that each are alone
   int replicas;
   double rate;  // requests a second that came
   SimResult result;
@@ -183,7 +188,10 @@ Findings investigate(const SimulateConfig& config) {
   const auto share = std::max<size_t>(1, arrivals.size() / static_cast<size_t>(engine.pp));
   const Saturation one = saturate(one_stage(replica, found.saturation.num_blocks),
       {arrivals.begin(), arrivals.begin() + static_cast<std::ptrdiff_t>(share)}, config.seed);
-  found.throughput_ratio = found.saturation.tokens_per_s / (engine.pp * one.tokens_per_s);
+  // Few requests saturate nothing.
+  if (one.tokens_per_s > 0) {
+    found.throughput_ratio = found.saturation.tokens_per_s / (engine.pp * one.tokens_per_s);
+  }
 
   const double carried = config.load * found.saturation.requests_per_s;  // by each replica
   found.rate = config.rate;
@@ -191,7 +199,7 @@ Findings investigate(const SimulateConfig& config) {
     const double seconds = trace.back().at_s - trace.front().at_s;
     found.rate = seconds > 0 ? static_cast<double>(trace.size()) / seconds : carried;
   }
-  const double needed = std::ceil(found.rate / carried);
+  const double needed = carried > 0 ? std::ceil(found.rate / carried) : 1;
   if (config.replicas == 0 && needed > kMaxReplicas) {
     throw Error(ExitCode::kUsage,
         "{} requests/s would take {} replicas, at most {} are simulated: lower --rate", found.rate,
@@ -201,9 +209,10 @@ Findings investigate(const SimulateConfig& config) {
   if (found.rate == 0) found.rate = carried * found.replicas;
   if (trace.empty()) draw_times(arrivals, found.rate, config.seed);
   found.result = simulate(replica, found.replicas, trace.empty() ? arrivals : trace, config.seed);
-  // A trace counts whole; of a stream that could go on for ever the steady part counts.
+  // What was asked for counts whole; of a stream that could go on for ever the steady part counts.
+  const bool endless = trace.empty() && config.rate == 0;
   found.window =
-      trace.empty() ? found.result.between(kSteadyBegin, kSteadyEnd) : found.result.between(0, 1);
+      endless ? found.result.between(kSteadyBegin, kSteadyEnd) : found.result.between(0, 1);
   const auto& outcomes = found.result.outcomes;
   const auto index_at = [&](double time) {
     return static_cast<size_t>(std::ranges::partition_point(outcomes, [&](const Outcome& outcome) {
@@ -215,10 +224,6 @@ Findings investigate(const SimulateConfig& config) {
   return found;
 }
 
-boost::json::object to_json(const Percentiles& values) {
-  return {{"p50", values.p50}, {"p90", values.p90}, {"p99", values.p99}};
-}
-
 }  // namespace
 
 SimulateReport run_simulation(const SimulateConfig& config) {
@@ -226,6 +231,9 @@ SimulateReport run_simulation(const SimulateConfig& config) {
   const EngineConfig& engine = found.replica.engine;
   const SimResult& result = found.result;
   const Latencies seen = latencies(result, found.first, found.last);
+  const bool measured = !config.step_model.empty();
+  const std::string& what = measured ? config.step_model : config.shape;
+  const std::string on = measured ? "measured" : config.gpu;
   const int gpus = engine.tp * engine.pp * found.replicas;
   const auto num_done = std::ranges::count_if(result.outcomes, &Outcome::done);
   const double bubble = result.bubble_fraction(found.window);
@@ -240,9 +248,9 @@ SimulateReport run_simulation(const SimulateConfig& config) {
     comm += stage.reduce_s + stage.transfer_s;
   }
   const double exposed = busy > 0 ? comm / busy : 0;
-  boost::json::object json = {{"shape", config.shape}, {"gpu", config.gpu}, {"tp", engine.tp},
-      {"pp", engine.pp}, {"replicas", found.replicas}, {"gpus", gpus},
-      {"layers_of_stages", std::move(layers)}, {"max_num_seqs", engine.max_num_seqs},
+  boost::json::object json = {{"shape", what}, {"gpu", on}, {"tp", engine.tp}, {"pp", engine.pp},
+      {"replicas", found.replicas}, {"gpus", gpus}, {"layers_of_stages", std::move(layers)},
+      {"max_num_seqs", engine.max_num_seqs},
       {"kv_cache_tokens", int64_t{result.replicas[0].num_blocks} * engine.block_size},
       {"seed", static_cast<int64_t>(config.seed)}, {"load", config.load},
       {"requests", result.outcomes.size()},
@@ -256,9 +264,9 @@ SimulateReport run_simulation(const SimulateConfig& config) {
       {"ttft_ms", to_json(seen.ttft)}, {"tpot_ms", to_json(seen.tpot)},
       {"itl_ms", to_json(seen.itl)}};
   std::string table =
-      fmt::format("{} on {} x {}: {} replica{} of tp {} x pp {}, {} requests at {:.2f}/s\n",
-          config.shape, gpus, config.gpu, found.replicas, found.replicas == 1 ? "" : "s", engine.tp,
-          engine.pp, result.outcomes.size(), found.rate);
+      fmt::format("{} on {} x {}: {} replica{} of tp {} x pp {}, {} requests at {:.2f}/s\n", what,
+          gpus, on, found.replicas, found.replicas == 1 ? "" : "s", engine.tp, engine.pp,
+          result.outcomes.size(), found.rate);
   const auto line = [&table](const char* key, double value, const char* unit) {
     table += fmt::format("  {:28}{:10.3f} {}\n", key, value, unit);
   };

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "engine/protocol/engine_config.h"
-#include "launch/sim/workload.h"
+#include "launch/bench/workload.h"
 #include "scheduler/scheduler.h"
 
 namespace millrace {
@@ -14,6 +14,7 @@ struct SimulateConfig {
   EngineConfig engine;  // tp, pp, pp_layers, limits; 0 sequences: 256 for each stage
   std::string shape;    // a folder with config.json, or a name under configs/shapes
   std::string gpu = "h200";
+  std::string step_model;  // a file of write_step_model, instead of shape, gpu, degrees and limits
   int32_t gpus_per_host = 8;
   double network_gbit_per_s = 400;  // between hosts, one way, per GPU
   LengthConfig lengths;

@@ -5,8 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "launch/bench/workload.h"
 #include "launch/sim/replica.h"
-#include "launch/sim/workload.h"
 
 namespace millrace {
 

@@ -12,6 +12,7 @@ struct LayerWork {
   double tokens = 0;
   double decode_keys = 0;   // summed context of rows of one token: what their attention reads
   double prefill_keys = 0;  // keys seen, summed over the tokens of longer rows
+  double decode_rows = 0;   // rows of one token
   double outputs = 0;       // rows that are sampled
   bool has_decode = false;  // a row's input is sampled, not a prompt's
 };

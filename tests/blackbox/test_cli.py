@@ -205,3 +205,23 @@ def test_port_in_use(start):
 def test_prompt_longer_than_the_context(start):
     result = generate(start, "--prompt", "word " * 300, "--max-model-len", 128, "--max-tokens", 4)
     assert_clear_error(result, USAGE, "128")
+
+
+def test_a_run_is_measured_and_simulated(start, tmp_path):
+    model, saved = str(ROOT / "tests/data/tiny-llama"), tmp_path / "model.json"
+    common = ["--num-prompts", "40", "--input-len", "20", "--output-len", "8",
+              "--length-variation", "0.5", "--seed", "3", "--rate", "200", "--json"]
+    code, out, err = start.run([str(PROGRAM), "bench", "throughput", model, *common,
+                                "--save-model", str(saved)])
+    assert code == 0, err
+    real = json.loads(out)
+    assert real["stage_bubble_fraction"] >= 0 and real["exposed_comm_fraction"] == 0
+    code, out, err = start.run([str(PROGRAM), "simulate", "--step-model", str(saved), *common,
+                                "--replicas", "1"])
+    assert code == 0, err
+    assert json.loads(out)["requests"] == 40
+    code, out, err = start.run([str(PROGRAM), "bench", "interference", model, "--decoders", "3",
+                                "--context", "8", "--prompt-len", "100", "--max-model-len", "1024",
+                                "--json"])
+    assert code == 0, err
+    assert json.loads(out)["ttft_ms"] > 0

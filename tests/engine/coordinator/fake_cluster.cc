@@ -85,7 +85,8 @@ std::optional<StepResult> FakeCluster::next_result(int stage) {
   result.stage = static_cast<uint16_t>(stage);
   result.compute_us = 10;
   result.comm_us = 2;
-  result.idle_us = 1;
+  result.idle_us = 4;
+  result.wait_us = 3;
   if (stage + 1 < config.engine.pp) result.rows.clear();
   return result;
 }

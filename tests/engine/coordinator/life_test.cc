@@ -53,8 +53,10 @@ TEST(Life, LoadServeDrain) {
   EXPECT_EQ(c.sent.back(), FrameType::kShutdown);
   const CoordinatorStats stats = c.coordinator.stats(c.now);
   EXPECT_EQ(stats.scheduler.tokens_emitted, 11u);
-  EXPECT_EQ(stats.comm_us * 5, stats.compute_us);
-  EXPECT_GT(stats.idle_us, 0u);
+  ASSERT_EQ(stats.stages.size(), 2u);
+  EXPECT_GT(stats.stages[0].compute_us, 0u);
+  EXPECT_DOUBLE_EQ(stats.stage_bubble_fraction(), 4. / 16);
+  EXPECT_DOUBLE_EQ(stats.exposed_comm_fraction(), 5. / 16);
 
   c.handle(LinkClosedEvent{0, "end of stream"});  // the workers leave: nothing to say
   c.handle(StopEvent{"again"});
@@ -192,6 +194,24 @@ TEST(Load, ASilentRankIsNoHangWhileLoading) {
   c.ready_all();
   c.tick(4000);
   EXPECT_FALSE(c.finished);
+}
+
+// What a stage idles before a step counts only where pp requests were open all the time since the
+// plan before it.
+TEST(Life, IdleTimeCountsWhileThereIsEnoughToRun) {
+  FakeCluster c(cluster_config(1, 2));
+  c.ready_all();
+  c.submit(1, 5, 6);
+  c.run_dry();  // alone: a pipeline of two cannot be full
+  EXPECT_EQ(c.coordinator.stats(c.now).stages[0].idle_us, 0u);
+  c.submit(2, 5, 6);
+  c.submit(3, 5, 6);
+  c.run_dry();
+  const CoordinatorStats stats = c.coordinator.stats(c.now);
+  const uint64_t counted = stats.stages[1].idle_us / 4;
+  EXPECT_GT(counted, 2u);
+  EXPECT_LT(counted, stats.scheduler.steps - 6);  // not those of the first, nor the first two
+  EXPECT_EQ(stats.stages[0].idle_us, stats.stages[1].idle_us);
 }
 
 }  // namespace

@@ -65,6 +65,7 @@ StepResult random_result(Random& random) {
   result.compute_us = static_cast<uint32_t>(random());
   result.comm_us = static_cast<uint32_t>(random());
   result.idle_us = static_cast<uint32_t>(random());
+  result.wait_us = static_cast<uint32_t>(random());
   for (int i = below(random, 6); i > 0; --i) {
     RowResult row;
     row.slot = static_cast<uint16_t>(random());
@@ -184,6 +185,7 @@ TEST(Codec, PlansAndResultsComeBackAsTheyWere) {
     EXPECT_EQ(result.sequence, result_read.sequence);
     EXPECT_EQ(result.stage, result_read.stage);
     EXPECT_EQ(result.idle_us, result_read.idle_us);
+    EXPECT_EQ(result.wait_us, result_read.wait_us);
     ASSERT_EQ(result.rows.size(), result_read.rows.size());
     for (size_t r = 0; r < result.rows.size(); ++r) {
       EXPECT_EQ(result.rows[r].slot, result_read.rows[r].slot);

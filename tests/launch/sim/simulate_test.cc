@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "engine/base/status.h"
+#include "launch/bench/saved_model.h"
 #include "launch/sim/scheduler_bench.h"
 
 namespace millrace {
@@ -92,6 +93,30 @@ TEST(Simulate, ATraceHasItsOwnTimes) {
   EXPECT_NE(refusal(config).find("arrival_s is -1"), std::string::npos);
   config.trace = trace_file("");
   EXPECT_NE(refusal(config).find("holds no request"), std::string::npos);
+}
+
+// What a run has measured, in place of a shape and a GPU.
+TEST(Simulate, AMeasuredReplica) {
+  SimulateConfig config;
+  config.step_model = testing::TempDir() + "model.json";
+  EngineConfig engine;
+  engine.pp = 2;
+  engine.max_model_len = 512;
+  SchedulerStats stats;
+  stats.num_blocks = 100;
+  stats.step_models = {{0.010}, {0.030}};  // seconds of any step
+  write_step_model(config.step_model, engine, stats);
+  config.trace = trace_file(R"({"arrival_s": 0, "prompt_tokens": 10, "output_tokens": 11})");
+  config.num_requests = 1;
+  const auto json = report(config);
+  EXPECT_EQ(number(json, "gpus"), 2);
+  EXPECT_EQ(number(json, "kv_cache_tokens"), 1600);
+  EXPECT_NEAR(number(json.at("ttft_ms").as_object(), "p50"), 40, 0.5);
+  EXPECT_NEAR(number(json.at("tpot_ms").as_object(), "p50"), 40, 0.5);
+  std::ofstream(config.step_model) << R"({"tp": 1, "pp": 2})";
+  EXPECT_NE(refusal(config).find("block_size is missing"), std::string::npos);
+  std::ofstream(config.step_model) << "no json";
+  EXPECT_NE(refusal(config).find("model.json: no step model"), std::string::npos);
 }
 
 TEST(Simulate, EveryMistakeIsNamed) {

@@ -1,4 +1,4 @@
-#include "launch/sim/workload.h"
+#include "launch/bench/workload.h"
 
 #include <algorithm>
 #include <boost/json/object.hpp>
