@@ -281,9 +281,8 @@ bool Gemm::Impl::run(Problem& p, const TensorView& w, const Plan& plan, bool add
 }
 
 // Milliseconds of going through the copies, each product behind a small kernel that it may overlap,
-// as in a step (at least three products, so that the first launch
-// counts little), the median of several; infinite when the plan does not run here or is well behind
-// `best`.
+// as in a step; at least three products, so that the first launch counts little. The median of
+// several; infinite when the plan does not run here or is well behind `best`.
 double Gemm::Impl::measure(
     Problem& p, const std::vector<TensorView>& copies, const Plan& plan, double best) {
   constexpr double kNever = std::numeric_limits<double>::infinity();

@@ -11,9 +11,9 @@
 // one thread's sums.
 #include <algorithm>
 
+#include "engine/core/cuda/launch.cuh"
 #include "engine/kernels/cuda/gemm.h"
 #include "engine/kernels/cuda/hopper.cuh"
-#include "engine/core/cuda/launch.cuh"
 #include "engine/kernels/cuda/math.cuh"
 
 namespace millrace::cuda {
