@@ -172,9 +172,6 @@ BenchReport bench_throughput(const BenchConfig& config, EngineApi& engine, const
     const Limits& limits, int32_t max_model_len) {
   check(config, max_model_len);
   std::mt19937_64 random(config.seed);
-  BenchConfig first = config;  // one short answer, so that the start lies before the figures
-  first.output_len = 2;
-  run_wave(first, engine, model.config().vocab_size, 1, random);
   const auto wave = run_wave(config, engine, model.config().vocab_size, config.num_prompts, random);
   const double seconds = *std::max_element(wave->total_s.begin(), wave->total_s.end());
   std::vector<double> tpot;
