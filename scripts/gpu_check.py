@@ -266,8 +266,7 @@ def first_token(model, flags, scratch, title):
     marks, loading = {}, 0.0
     for line in log.read_text().splitlines():
         for key, words in (("listening", "listening on"), ("welcome", "loading "),
-                           ("weights", "weights: "), ("ready", "ready after"),
-                           ("graphs", "memory plan")):
+                           ("weights", "weights: "), ("ready", "ready after")):
             if words in line and key not in marks:
                 at = datetime.strptime(line.split()[0], "%H:%M:%S.%f")
                 now = datetime.fromtimestamp(begin)
@@ -278,8 +277,8 @@ def first_token(model, flags, scratch, title):
         if "memory plan" in line or "weights: " in line:
             print(" ", line)
     parts = {"process": marks["listening"], "device": marks["weights"] - loading - marks["welcome"],
-             "weights": loading, "cache_and_graphs": marks["graphs"] - marks["weights"],
-             "first_token": end - begin - max(marks["graphs"], marks["ready"]),
+             "weights": loading, "cache_and_graphs": marks["ready"] - marks["weights"],
+             "first_token": end - begin - marks["ready"],
              "all": end - begin}
     record({"command": title, **parts})
     print(f"{title}: " + ", ".join(f"{k} {v:.2f} s" for k, v in parts.items()), flush=True)

@@ -21,6 +21,7 @@ Coordinator::Coordinator(const CoordinatorConfig& config, Millis now)
 void Coordinator::on(SubmitEvent& event) {
   switch (life_) {
     case Life::kLoading:
+    case Life::kStarting:
       return refuse(event.id, ErrorCode::kUnavailable, "the model is loading; retry later");
     case Life::kDraining:
       return refuse(event.id, ErrorCode::kUnavailable,
@@ -46,7 +47,7 @@ void Coordinator::on(CancelEvent& event) {
 }
 
 void Coordinator::on(DrainEvent&) {
-  if (life_ == Life::kLoading) {
+  if (loading()) {
     send_all(FrameType::kShutdown, {});
     finish(Life::kStopped, ExitCode::kOk, "drained before it was ready");
   } else if (life_ == Life::kServing) {
@@ -113,10 +114,10 @@ void Coordinator::finish(Life end, ExitCode code, std::string message) {
 }
 
 void Coordinator::lose(int rank, const std::string& reason, ExitCode code) {
-  const std::string lost = fmt::format("worker rank {} was lost{}: {}", rank,
-      life_ == Life::kLoading ? " while loading" : "", reason);
+  const std::string lost =
+      fmt::format("worker rank {} was lost{}: {}", rank, loading() ? " while loading" : "", reason);
   end_requests(lost + "; retry");
-  finish(Life::kFailed, life_ == Life::kLoading ? code : ExitCode::kWorkerLost, lost);
+  finish(Life::kFailed, loading() ? code : ExitCode::kWorkerLost, lost);
 }
 
 void Coordinator::handle(Event event, Millis now, std::vector<Action>& actions) {

@@ -2,8 +2,8 @@
 // the shell (launch/cluster/engine.h) owns sockets, clocks and threads, the simulator and the tests
 // drive the same code. One thread.
 //
-// Life: kLoading (waits for every rank's Ready) -> kServing -> kDraining -> kStopped; or kFailed
-// from anywhere when a rank is lost.
+// Life: kLoading (waits for every rank's Ready) -> kStarting (for its kStarted) -> kServing ->
+// kDraining -> kStopped; or kFailed from anywhere when a rank is lost.
 #pragma once
 
 #include <deque>
@@ -31,7 +31,7 @@ struct CoordinatorConfig {
   double max_stretch = 0;            // of the time between tokens by prompts (SchedulerConfig)
   Balance balance = Balance::kTime;  // of steps
   SipKey cache_key{};                // of the prefix cache; random where clients choose prompts
-  Millis load_timeout = 600'000;     // until every rank is ready
+  Millis load_timeout = 600'000;     // until every rank has started
   Millis heartbeat_timeout = 5'000;  // no heartbeat from a rank
   Millis hang_timeout = 5'000;       // work in flight and a rank's progress stands still
 };
@@ -114,10 +114,11 @@ class Coordinator {
   std::string check_integrity() const;
 
  private:
-  enum class Life { kLoading, kServing, kDraining, kStopped, kFailed };
+  enum class Life { kLoading, kStarting, kServing, kDraining, kStopped, kFailed };
 
   struct Rank {
     std::optional<Ready> ready;
+    bool started = false;   // has its cache, is warm
     Millis last_heard = 0;  // any frame
     Millis last_moved = 0;  // steps_done or progress changed
     Heartbeat heartbeat;    // the newest
@@ -141,10 +142,12 @@ class Coordinator {
   void on(FrameEvent& event);
   void on(LinkClosedEvent& event);
   bool on_ready(int rank, std::span<const uint8_t> body);
+  bool on_started(int rank, std::span<const uint8_t> body);
   bool on_result(int rank, std::span<const uint8_t> body);
   bool on_heartbeat(int rank, std::span<const uint8_t> body);
   bool on_failed(int rank, std::span<const uint8_t> body);
   bool answers_plan(const StepResult& result) const;
+  void start_ranks();
   void start_serving();
 
   // watch.cc
@@ -154,6 +157,7 @@ class Coordinator {
   void watch_progress();
   bool all_beat(Millis at) const;
 
+  bool loading() const { return life_ == Life::kLoading || life_ == Life::kStarting; }
   bool serving() const { return life_ == Life::kServing || life_ == Life::kDraining; }
   bool over() const { return life_ == Life::kStopped || life_ == Life::kFailed; }
   // Ranks of one stage are neighbours (parallel/topology.h).
@@ -166,9 +170,10 @@ class Coordinator {
   Millis now_;
   Millis load_began_;
   Millis last_tick_;
-  Millis last_step_ = 0;  // of the newest commit, or when work came to an idle replica
+  Millis last_step_ = 0;  // of the newest commit, or when idle ranks got work
   std::vector<Action> out_;
   std::vector<Rank> ranks_;
+  uint32_t num_blocks_ = 0;                     // of the KV cache, from kStarting on
   std::optional<Scheduler> scheduler_;          // from kServing on
   std::set<RequestId> open_;                    // submitted, accepted and not ended
   uint64_t num_issued_ = 0;                     // plans

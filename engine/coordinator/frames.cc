@@ -36,6 +36,7 @@ void Coordinator::on(FrameEvent& event) {
     const auto body = frame.subspan(kFrameHeaderBytes);
     switch (header.type) {
       case FrameType::kReady: valid = on_ready(rank, body); break;
+      case FrameType::kStarted: valid = on_started(rank, body); break;
       case FrameType::kResult: valid = on_result(rank, body); break;
       case FrameType::kHeartbeat: valid = on_heartbeat(rank, body); break;
       case FrameType::kFailed: valid = on_failed(rank, body); break;
@@ -59,21 +60,19 @@ bool Coordinator::on_ready(int rank, std::span<const uint8_t> body) {
   }
   from.ready = std::move(ready);
   if (std::ranges::all_of(ranks_, [](const Rank& r) { return r.ready.has_value(); })) {
-    start_serving();
+    start_ranks();
   }
   return true;
 }
 
-void Coordinator::start_serving() {
+void Coordinator::start_ranks() {
   std::string others;
   const Rank* smallest = &ranks_[0];
-  std::vector<Ready> readies;
   for (const Rank& rank : ranks_) {
     if (rank.ready->config_hash != ranks_[0].ready->config_hash) {
       others += fmt::format("{}{}", others.empty() ? "" : ", ", rank.ready->rank);
     }
     if (rank.ready->num_blocks < smallest->ready->num_blocks) smallest = &rank;
-    readies.push_back(*rank.ready);
   }
   if (!others.empty()) {
     return finish(Life::kFailed, ExitCode::kModel,
@@ -81,27 +80,42 @@ void Coordinator::start_serving() {
                     "files at {} on every host",
             others, config_.engine.model_path));
   }
-  const uint32_t num_blocks = smallest->ready->num_blocks;
-  if (num_blocks == 0) {
+  num_blocks_ = smallest->ready->num_blocks;
+  if (num_blocks_ == 0) {
     return finish(Life::kFailed, ExitCode::kOutOfMemory,
         fmt::format("rank {} has no memory left for the KV cache; use more ranks or a "
                     "smaller model",
             smallest->ready->rank));
   }
+  for (Rank& rank : ranks_) rank.last_heard = now_;
+  last_step_ = now_;
+  life_ = Life::kStarting;
+  send_all(FrameType::kStart, encode(Start{num_blocks_}));
+}
+
+bool Coordinator::on_started(int rank, std::span<const uint8_t> body) {
+  Rank& from = ranks_[static_cast<size_t>(rank)];
+  if (life_ != Life::kStarting || from.started || !body.empty()) return false;
+  from.started = true;
+  if (std::ranges::all_of(ranks_, &Rank::started)) start_serving();
+  return true;
+}
+
+void Coordinator::start_serving() {
   const EngineConfig& engine = config_.engine;
   scheduler_.emplace(SchedulerConfig{.pp = engine.pp,
       .block_size = engine.block_size,
-      .num_blocks = num_blocks,
+      .num_blocks = num_blocks_,
       .max_num_seqs = engine.max_num_seqs,
       .max_num_batched_tokens = engine.max_num_batched_tokens,
       .max_queue = config_.max_queue,
       .max_stretch = config_.max_stretch,
       .balance = config_.balance,
       .cache_key = config_.cache_key});
-  for (Rank& rank : ranks_) rank.last_heard = now_;
   life_ = Life::kServing;
-  send_all(FrameType::kStart, encode(Start{num_blocks}));
-  out_.push_back(BecameReady{num_blocks, std::move(readies)});
+  std::vector<Ready> readies;
+  for (const Rank& rank : ranks_) readies.push_back(*rank.ready);
+  out_.emplace_back(BecameReady{num_blocks_, std::move(readies)});
 }
 
 bool Coordinator::on_result(int rank, std::span<const uint8_t> body) {

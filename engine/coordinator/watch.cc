@@ -17,19 +17,22 @@ void Coordinator::on(TickEvent&) {
     for (Rank& rank : ranks_) rank.last_heard = now_;
     last_step_ = now_;
   }
-  if (life_ == Life::kLoading) watch_loading();
+  if (loading()) watch_loading();
   if (serving()) {
     for (Emission& emission : scheduler_->expire(now_)) emit(std::move(emission));
   }
-  if (serving()) watch_heartbeats();
-  if (serving()) watch_progress();
+  const auto at_work = [this] { return serving() || life_ == Life::kStarting; };
+  if (at_work()) watch_heartbeats();
+  if (at_work()) watch_progress();
 }
 
 void Coordinator::watch_loading() {
   if (now_ - load_began_ <= config_.load_timeout) return;
   std::string missing;
   for (size_t rank = 0; rank < ranks_.size(); ++rank) {
-    if (!ranks_[rank].ready) missing += fmt::format("{}{}", missing.empty() ? "" : ", ", rank);
+    const Rank& each = ranks_[rank];
+    if (life_ == Life::kLoading ? each.ready.has_value() : each.started) continue;
+    missing += fmt::format("{}{}", missing.empty() ? "" : ", ", rank);
   }
   finish(Life::kFailed, ExitCode::kWorkerLost,
       fmt::format("not ready after {} s: rank {}; look at its host and at what it logged",
@@ -48,22 +51,25 @@ void Coordinator::watch_heartbeats() {
       fmt::format("no heartbeat for {} s", (now_ - silent->last_heard) / 1000));
 }
 
-// A rank without work stands still by right, and so does one that waits for a slow neighbour. But
-// the lanes are few: when one hangs, soon nobody moves. Then the one to name is the furthest
-// behind; of several at the same step the earliest stage (the later ones wait for it), and within a
-// stage the one with the fewest layers done.
+// A rank without work, or that has started before others, stands still by right, and so does one
+// that waits for a slow neighbour. But the lanes are few: when one hangs, soon nobody moves. Then
+// the one to name is the furthest behind; of several at the same step the earliest stage (the later
+// ones wait for it), and within a stage the one with the fewest layers done.
 void Coordinator::watch_progress() {
-  if (expected_.empty()) return;
+  const bool starting = life_ == Life::kStarting;
+  if (!starting && expected_.empty()) return;
   Millis newest = last_step_;
   for (const Rank& rank : ranks_) newest = std::max(newest, rank.last_moved);
   if (now_ - newest <= config_.hang_timeout) return;
   const auto key = [this](const Rank& rank) {
     const int number = static_cast<int>(&rank - ranks_.data());
-    return std::tuple(rank.heartbeat.steps_done, stage_of(number), rank.heartbeat.progress, number);
+    return std::tuple(
+        rank.started, rank.heartbeat.steps_done, stage_of(number), rank.heartbeat.progress, number);
   };
   const auto stuck = std::ranges::min_element(ranks_, {}, key);
   lose(static_cast<int>(stuck - ranks_.begin()),
-      fmt::format("it hangs in step {}: no rank moved for {} s", stuck->heartbeat.steps_done,
+      fmt::format("it hangs in {}: no rank moved for {} s",
+          starting ? "its warm-up" : fmt::format("step {}", stuck->heartbeat.steps_done),
           (now_ - newest) / 1000));
 }
 

@@ -12,20 +12,21 @@
 
 namespace millrace {
 
-inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr uint32_t kProtocolVersion = 2;
 inline constexpr uint32_t kMaxFrameBytes = 64u << 20;
 inline constexpr size_t kMaxTextBytes = 64 << 10;  // of a sentence or description
 
 enum class FrameType : uint16_t {
   kWelcome = 1,    // coordinator -> worker: EngineConfig
   kReady = 2,      // worker -> coordinator: Ready
-  kStart = 3,      // coordinator -> worker: Start; plans follow
-  kPlan = 4,       // coordinator -> worker: StepPlan
-  kResult = 5,     // worker -> coordinator: StepResult
-  kHeartbeat = 6,  // worker -> coordinator: Heartbeat
-  kFailed = 7,     // worker -> coordinator: Failed; the worker exits after it
-  kShutdown = 8,   // coordinator -> worker: finish and exit 0
-  kTrace = 9,      // worker -> coordinator's shell: StepTrace, with --profile
+  kStart = 3,      // coordinator -> worker: Start
+  kStarted = 4,    // worker -> coordinator: it can run plans; no body
+  kPlan = 5,       // coordinator -> worker: StepPlan
+  kResult = 6,     // worker -> coordinator: StepResult
+  kHeartbeat = 7,  // worker -> coordinator: Heartbeat
+  kFailed = 8,     // worker -> coordinator: Failed; the worker exits after it
+  kShutdown = 9,   // coordinator -> worker: finish and exit 0
+  kTrace = 10,     // worker -> coordinator's shell: StepTrace, with --profile
 };
 
 // Twelve bytes: u16 version, u16 type, u32 epoch, u32 length. A frame of an older epoch is dropped;

@@ -256,6 +256,7 @@ void serve(const WorkerContext& context, WorkerSession& session) {
       case FrameType::kStart:
         if (rank == nullptr) throw Error(ExitCode::kFailure, "start came before the configuration");
         rank->start(read_body<Start>(*frame, "start"));
+        session.send(FrameType::kStarted, {});
         break;
       case FrameType::kPlan: rank->step(read_body<StepPlan>(*frame, "plan")); break;
       case FrameType::kShutdown: return;

@@ -26,7 +26,8 @@ struct WorkerContext {
   bool own_process = false;
 };
 
-// Waits for kWelcome, loads, sends kReady, waits for kStart, then runs plans and sends results.
+// Waits for kWelcome, loads, sends kReady, waits for kStart, makes its cache and warms up, sends
+// kStarted, then runs plans and sends results.
 // Returns kOk after kShutdown or when the coordinator is gone; otherwise it has sent kFailed and
 // returns the code. Throws nothing.
 ExitCode run_worker(const WorkerContext& context);

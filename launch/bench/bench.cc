@@ -150,8 +150,6 @@ BenchReport bench_throughput(const BenchConfig& config, EngineApi& engine, const
   std::vector<Arrival> arrivals =
       draw_lengths(lengths, config.num_prompts, max_model_len, config.seed);
   if (config.rate > 0) draw_times(arrivals, config.rate, config.seed);
-  // One short answer first, so that the start lies before the figures.
-  run_load(engine, {Arrival{0, config.input_len, 2}}, model.config().vocab_size, random);
   double limit_s = 0;
   for (const Arrival& each : arrivals)
     limit_s += limits.request_s(each.prompt_tokens, each.output_tokens);

@@ -12,6 +12,8 @@ Bytes ready_frame(int rank, uint32_t num_blocks, uint32_t epoch) {
   return make_frame(FrameType::kReady, epoch, encode(ready));
 }
 
+Bytes started_frame(uint32_t epoch) { return make_frame(FrameType::kStarted, epoch, {}); }
+
 LayerWork PlanFollower::follow(const StepPlan& plan) {
   for (const Admission& admission : plan.admissions) {
     slots_[admission.slot] = {admission.num_computed, admission.num_prompt};

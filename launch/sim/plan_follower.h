@@ -12,6 +12,7 @@
 namespace millrace {
 
 Bytes ready_frame(int rank, uint32_t num_blocks, uint32_t epoch);
+Bytes started_frame(uint32_t epoch);
 
 // Keeps each slot's position, as every rank does.
 class PlanFollower {

@@ -46,8 +46,12 @@ Replica::Replica(const ReplicaConfig& config)
   num_blocks_ = config.num_blocks > 0 ? config.num_blocks : count_blocks();
   std::vector<Emission> emissions;
   std::vector<Message> messages;
-  for (int rank = 0; rank < engine.tp * engine.pp; ++rank) {
+  const int num_ranks = engine.tp * engine.pp;
+  for (int rank = 0; rank < num_ranks; ++rank) {
     handle(FrameEvent{rank, ready_frame(rank, num_blocks_, /*epoch=*/1)}, 0, emissions, messages);
+  }
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    handle(FrameEvent{rank, started_frame(/*epoch=*/1)}, 0, emissions, messages);
   }
 }
 

@@ -34,8 +34,12 @@ class Loop {
  public:
   Loop(const EngineConfig& engine, uint32_t num_blocks)
       : engine_(engine), coordinator_(config_of(engine), /*now=*/0) {
-    for (int rank = 0; rank < engine.tp * engine.pp; ++rank) {
+    const int num_ranks = engine.tp * engine.pp;
+    for (int rank = 0; rank < num_ranks; ++rank) {
       handle(FrameEvent{rank, ready_frame(rank, num_blocks, /*epoch=*/1)});
+    }
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      handle(FrameEvent{rank, started_frame(/*epoch=*/1)});
     }
   }
 

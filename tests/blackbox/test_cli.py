@@ -10,7 +10,7 @@ import pytest
 
 from jobs import MODEL, PROGRAM, ROOT, command
 
-OK, USAGE, MODEL_ERROR, LAYOUT, ADDRESS = 0, 2, 3, 4, 5
+OK, USAGE, MODEL_ERROR, LAYOUT, ADDRESS, OUT_OF_MEMORY = 0, 2, 3, 4, 5, 7
 PROMPT = ["--prompt", "The capital of France is"]
 
 CRASHES = re.compile(r"terminate called|Segmentation|core dumped|Aborted|CHECK|Sanitizer|\.cc:\d+")
@@ -77,6 +77,14 @@ def test_each_rank_tells_its_memory_plan_by_parts(start):
     # As many blocks on each; of the three KV heads one rank has two, and its memory is the limit.
     caches = sorted(float(plan[4]) for plan in plans)
     assert 15 < caches[1] <= 17 and caches[1] == pytest.approx(2 * caches[0], abs=0.2)
+
+
+@pytest.mark.parametrize("layout", [{}, {"mode": 2, "tp": 1, "pp": 2}], ids=["mode1", "mode2"])
+def test_a_cache_that_cannot_be_allocated_is_told_while_loading(start, layout):
+    words = command("generate", *PROMPT, "--max-num-seqs", 2048, "--kv-cache-memory", "400GiB",
+                    **layout)
+    limited = ["bash", "-c", 'ulimit -v 60000000; exec "$@"', "bash", *words]
+    assert_clear_error(start.run(limited), OUT_OF_MEMORY, "rank", "while loading", "no memory for")
 
 
 def test_chat_answers_lines_of_standard_input(start):

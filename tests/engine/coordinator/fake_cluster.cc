@@ -53,6 +53,13 @@ Ready FakeCluster::ready_of(int rank) const {
 
 void FakeCluster::ready_all() {
   for (int rank = 0; rank < num_ranks(); ++rank) ready(rank);
+  ASSERT_EQ(sent.back(), FrameType::kStart);
+  ASSERT_FALSE(became_ready);
+}
+
+void FakeCluster::started_all() {
+  ready_all();
+  for (int rank = 0; rank < num_ranks(); ++rank) started(rank);
   ASSERT_TRUE(became_ready);
 }
 

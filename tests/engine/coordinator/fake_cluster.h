@@ -36,7 +36,9 @@ class FakeCluster {
   void frame(int rank, FrameType type, const Bytes& body);  // of the current epoch
   Ready ready_of(int rank) const;
   void ready(int rank) { frame(rank, FrameType::kReady, encode(ready_of(rank))); }
-  void ready_all();
+  void started(int rank) { frame(rank, FrameType::kStarted, {}); }
+  void ready_all();    // loaded, as far as kStart
+  void started_all();  // loaded and started: it serves
   void beat(int rank, uint64_t progress);
   // Every rank beats and has moved.
   void beat_all();

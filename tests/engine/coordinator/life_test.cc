@@ -28,6 +28,12 @@ TEST(Life, LoadServeDrain) {
   EXPECT_FALSE(c.became_ready);
   EXPECT_FALSE(c.coordinator.stats(c.now).ready);
   c.ready(1);
+  for (int rank : {2, 0, 1, 3}) {
+    EXPECT_FALSE(c.became_ready);
+    EXPECT_FALSE(c.coordinator.stats(c.now).ready);
+    EXPECT_FALSE(c.coordinator.stats(c.now).healthy);
+    c.started(rank);
+  }
   ASSERT_TRUE(c.became_ready);
   EXPECT_EQ(c.became_ready->num_blocks, 37u);  // the least: rank 3's
   ASSERT_EQ(c.became_ready->ranks.size(), 4u);
@@ -66,7 +72,7 @@ TEST(Life, LoadServeDrain) {
 
 TEST(Life, DrainWhenIdleAndWhileLoading) {
   FakeCluster idle(cluster_config(1, 1));
-  idle.ready_all();
+  idle.started_all();
   idle.handle(DrainEvent{});
   ASSERT_TRUE(idle.finished);
   EXPECT_EQ(idle.finished->exit_code, ExitCode::kOk);
@@ -74,11 +80,17 @@ TEST(Life, DrainWhenIdleAndWhileLoading) {
   loading.handle(DrainEvent{});
   ASSERT_TRUE(loading.finished);
   EXPECT_EQ(loading.finished->exit_code, ExitCode::kOk);
+  FakeCluster starting(cluster_config(1, 1));
+  starting.ready_all();
+  starting.handle(DrainEvent{});
+  ASSERT_TRUE(starting.finished);
+  EXPECT_EQ(starting.finished->exit_code, ExitCode::kOk);
+  EXPECT_EQ(starting.sent.back(), FrameType::kShutdown);
 }
 
 TEST(Life, StopEndsOpenRequests) {
   FakeCluster c(cluster_config(1, 2));
-  c.ready_all();
+  c.started_all();
   c.submit(1);
   c.submit(2);
   c.step(0);
@@ -95,7 +107,7 @@ TEST(Life, StopEndsOpenRequests) {
 TEST(Life, RefusesBeforeReadyAndWhatCannotRun) {
   FakeCluster c(cluster_config(1, 1));
   expect_refused(c, 1, ErrorCode::kUnavailable, "loading");
-  c.ready_all();
+  c.started_all();
   c.submit(2, 700, 10);
   EXPECT_EQ(c.answers[2].status.code, ErrorCode::kInvalidArgument);
   for (RequestId id = 10; id < 30; ++id) c.submit(id);
@@ -104,10 +116,29 @@ TEST(Life, RefusesBeforeReadyAndWhatCannotRun) {
   EXPECT_EQ(c.answers[10].finish, FinishReason::kLength);
 }
 
+TEST(Life, NothingIsPlannedBeforeTheLastHasStarted) {
+  FakeCluster c(cluster_config(2, 2));
+  c.ready_all();
+  for (int rank = 0; rank < 4; ++rank) {
+    expect_refused(c, static_cast<RequestId>(rank), ErrorCode::kUnavailable, "loading");
+    c.tick(1000);
+    c.beat_all();
+    EXPECT_EQ(c.sent.back(), FrameType::kStart);
+    EXPECT_FALSE(c.became_ready);
+    c.started(rank);
+  }
+  ASSERT_TRUE(c.became_ready);
+  EXPECT_EQ(c.sent.back(), FrameType::kStart);
+  c.submit(9);
+  EXPECT_EQ(c.sent.back(), FrameType::kPlan);
+  c.run_dry();
+  EXPECT_EQ(c.answers[9].finish, FinishReason::kLength);
+}
+
 TEST(Life, WhatComesTogetherIsPlannedTogether) {
   FakeCluster c(cluster_config(1, 1));
   c.tick(1);
-  c.ready_all();
+  c.started_all();
   c.submit(1, 5, 4, /*more=*/true);
   EXPECT_EQ(c.num_unanswered(0), 0);
   c.submit(2);
@@ -119,7 +150,7 @@ TEST(Life, WhatComesTogetherIsPlannedTogether) {
 
 TEST(Life, Cancel) {
   FakeCluster c(cluster_config(1, 2));
-  c.ready_all();
+  c.started_all();
   c.submit(1, 5, 9);
   c.submit(2, 5, 9);
   c.handle(CancelEvent{1});
@@ -168,6 +199,35 @@ TEST(Load, TimeoutNamesTheMissing) {
   EXPECT_TRUE(says(c.finished->message, "rank 0, 1, 3")) << c.finished->message;
 }
 
+TEST(Load, TimeoutNamesWhoHasNotStarted) {
+  FakeCluster c(cluster_config(2, 2));
+  c.ready_all();
+  c.started(1);
+  while (c.now - 1000 < c.config.load_timeout) {
+    c.tick(1000);
+    c.beat_all();
+  }
+  EXPECT_FALSE(c.finished);
+  c.tick(1);
+  ASSERT_TRUE(c.finished);
+  EXPECT_EQ(c.finished->exit_code, ExitCode::kWorkerLost);
+  EXPECT_TRUE(says(c.finished->message, "rank 0, 2, 3")) << c.finished->message;
+}
+
+TEST(Load, AFailureToStartKeepsItsExitCodeAndWords) {
+  FakeCluster c(cluster_config(1, 2));
+  c.ready_all();
+  c.started(0);
+  c.frame(1, FrameType::kFailed,
+      encode(Failed{1, static_cast<int>(ExitCode::kOutOfMemory), "no memory for the KV cache"}));
+  c.handle(LinkClosedEvent{1, "end of stream"});
+  ASSERT_TRUE(c.finished);
+  EXPECT_FALSE(c.became_ready);
+  EXPECT_EQ(c.finished->exit_code, ExitCode::kOutOfMemory);
+  EXPECT_EQ(
+      c.finished->message, "worker rank 1 was lost while loading: no memory for the KV cache");
+}
+
 TEST(Load, FailureKeepsItsExitCodeAndWords) {
   FakeCluster c(cluster_config(1, 2));
   c.ready(0);
@@ -191,7 +251,7 @@ TEST(Load, ASilentRankIsNoHangWhileLoading) {
   FakeCluster c(cluster_config(1, 2));
   for (int i = 0; i < 100; ++i) c.tick(1000);
   EXPECT_FALSE(c.finished);
-  c.ready_all();
+  c.started_all();
   c.tick(4000);
   EXPECT_FALSE(c.finished);
 }

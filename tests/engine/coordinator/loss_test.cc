@@ -28,20 +28,22 @@ void expect_lost(FakeCluster& c, int rank) {
 
 TEST(Loss, ALinkThatClosesInEveryState) {
   const std::vector<std::function<void(FakeCluster&)>> states = {
-      [](FakeCluster&) {},                 // nobody is ready
-      [](FakeCluster& c) { c.ready(0); },  // some are
-      [](FakeCluster& c) { c.ready_all(); },
+      [](FakeCluster&) {},                                  // nobody is ready
+      [](FakeCluster& c) { c.ready(0); },                   // some are
+      [](FakeCluster& c) { c.ready_all(); },                // nobody has started
+      [](FakeCluster& c) { c.ready_all(), c.started(2); },  // some have
+      [](FakeCluster& c) { c.started_all(); },
       [](FakeCluster& c) {  // plans in flight, requests waiting
-        c.ready_all();
+        c.started_all();
         for (RequestId id = 1; id <= 9; ++id) c.submit(id, 60, 20);
       },
       [](FakeCluster& c) {  // half-way
-        c.ready_all();
+        c.started_all();
         for (RequestId id = 1; id <= 4; ++id) c.submit(id, 6, 20);
         for (int i = 0; i < 9; ++i) c.step(i % 2);
       },
       [](FakeCluster& c) {  // draining
-        c.ready_all();
+        c.started_all();
         c.submit(1);
         c.handle(DrainEvent{});
       },
@@ -62,7 +64,7 @@ TEST(Loss, ALinkThatClosesInEveryState) {
 
 TEST(Loss, FailedWhileServingSaysMoreThanTheLink) {
   FakeCluster c(cluster_config(1, 2));
-  c.ready_all();
+  c.started_all();
   c.submit(1);
   c.frame(1, FrameType::kFailed, encode(Failed{1, 1, "plan 0 does not follow"}));
   c.handle(LinkClosedEvent{1, "end of stream"});
@@ -72,7 +74,7 @@ TEST(Loss, FailedWhileServingSaysMoreThanTheLink) {
 
 TEST(Loss, OlderEpochsAreDroppedNewerAreNot) {
   FakeCluster c(cluster_config(1, 2));
-  c.ready_all();
+  c.started_all();
   c.submit(1);
   const Bytes body = encode(Failed{1, 1, "from a former life"});
   c.handle(FrameEvent{1, make_frame(FrameType::kFailed, c.config.epoch - 1, body)});
@@ -108,6 +110,7 @@ TEST(Loss, FramesThatAreNotDue) {
             c.handle(FrameEvent{3, frame});
           }},
       {"a second ready", 1, [](FakeCluster& c) { c.ready(1); }},
+      {"a second start", 1, [](FakeCluster& c) { c.started(1); }},
       {"a coordinator's frame", 1, [](FakeCluster& c) { c.frame(1, FrameType::kShutdown, {}); }},
       {"another's heartbeat", 1,
           [](FakeCluster& c) {
@@ -133,7 +136,7 @@ TEST(Loss, FramesThatAreNotDue) {
   for (const Case& each : cases) {
     SCOPED_TRACE(each.what);
     FakeCluster c(cluster_config(2, 2));
-    c.ready_all();
+    c.started_all();
     c.submit(1);
     each.act(c);
     expect_lost(c, each.rank);
@@ -141,12 +144,33 @@ TEST(Loss, FramesThatAreNotDue) {
   }
 }
 
+TEST(Loss, StartsThatAreNotDue) {
+  FakeCluster early(cluster_config(1, 2));
+  early.ready(1);
+  early.started(1);
+  expect_lost(early, 1);
+  FakeCluster twice(cluster_config(1, 2));
+  twice.ready_all();
+  twice.started(0);
+  twice.started(0);
+  expect_lost(twice, 0);
+  FakeCluster with_a_body(cluster_config(1, 2));
+  with_a_body.ready_all();
+  with_a_body.frame(1, FrameType::kStarted, Bytes(1));
+  expect_lost(with_a_body, 1);
+  FakeCluster answers(cluster_config(1, 2));
+  answers.ready_all();
+  answers.started(1);
+  answers.frame(1, FrameType::kResult, encode(StepResult{.stage = 1}));
+  expect_lost(answers, 1);
+}
+
 TEST(Loss, ResultsBeforeTheStartAndBeyondThePlans) {
   FakeCluster loading(cluster_config(1, 1));
   loading.frame(0, FrameType::kResult, encode(StepResult{}));
   expect_lost(loading, 0);
   FakeCluster idle(cluster_config(1, 1));
-  idle.ready_all();
+  idle.started_all();
   idle.frame(0, FrameType::kResult, encode(StepResult{}));
   expect_lost(idle, 0);
 }
@@ -155,9 +179,9 @@ TEST(Loss, RandomBytesNeverBringItDown) {
   std::mt19937 random(1);
   for (int round = 0; round < 2000; ++round) {
     FakeCluster c(cluster_config(1, 2));
-    c.ready_all();
+    c.started_all();
     c.submit(1);
-    const auto type = static_cast<FrameType>(1 + random() % 9);
+    const auto type = static_cast<FrameType>(1 + random() % 10);
     Bytes body(random() % 60);
     for (uint8_t& byte : body) byte = static_cast<uint8_t>(random() % 4 == 0 ? random() : 0);
     Bytes frame = make_frame(type, c.config.epoch, body);
@@ -170,7 +194,7 @@ TEST(Loss, RandomBytesNeverBringItDown) {
 
 TEST(Watch, SilenceNamesTheRank) {
   FakeCluster c(cluster_config(1, 3));
-  c.ready_all();
+  c.started_all();
   for (int i = 0; i < 5; ++i) {
     c.tick(1000);
     for (int rank : {0, 2}) c.beat(rank, 0);
@@ -181,9 +205,44 @@ TEST(Watch, SilenceNamesTheRank) {
   EXPECT_TRUE(says(c.finished->message, "no heartbeat")) << c.finished->message;
 }
 
-TEST(Watch, IdleIsNoHang) {
+TEST(Watch, AHangInTheWarmUpNamesWhoHasNotStarted) {
+  FakeCluster c(cluster_config(1, 3));
+  c.ready_all();
+  const auto pass = [&](int seconds, bool moves) {
+    for (int i = 0; i < seconds; ++i) {
+      c.tick(1000);
+      c.beat(0, 0);  // has started, so stands still
+      c.beat(1, 50);
+      c.beat(2, moves ? 60 + static_cast<uint64_t>(i) : 100);
+    }
+  };
+  c.started(0);
+  pass(60, /*moves=*/true);
+  EXPECT_FALSE(c.finished);
+  pass(6, /*moves=*/false);
+  EXPECT_FALSE(c.finished);
+  c.tick(1000);
+  expect_lost(c, 1);
+  EXPECT_TRUE(says(c.finished->message, "while loading: it hangs in its warm-up"))
+      << c.finished->message;
+}
+
+TEST(Watch, SilenceInTheWarmUpNamesTheRank) {
   FakeCluster c(cluster_config(1, 2));
   c.ready_all();
+  for (int i = 0; i < 5; ++i) {
+    c.tick(1000);
+    c.beat(0, static_cast<uint64_t>(i));
+  }
+  EXPECT_FALSE(c.finished);
+  c.tick(1000);
+  expect_lost(c, 1);
+  EXPECT_TRUE(says(c.finished->message, "no heartbeat")) << c.finished->message;
+}
+
+TEST(Watch, IdleIsNoHang) {
+  FakeCluster c(cluster_config(1, 2));
+  c.started_all();
   const auto stand_still = [&](int seconds) {
     for (int i = 0; i < seconds; ++i) {
       c.tick(1000);
@@ -205,7 +264,7 @@ TEST(Watch, AHangNamesWhoIsBehind) {
   for (int stuck = 0; stuck < 4; ++stuck) {
     SCOPED_TRACE(stuck);
     FakeCluster c(cluster_config(2, 2));
-    c.ready_all();
+    c.started_all();
     c.submit(1, 5, 30);
     c.run_dry();
     c.submit(2, 5, 30);
@@ -229,7 +288,7 @@ TEST(Watch, AHangNamesWhoIsBehind) {
 
 TEST(Watch, ASlowStageIsNoHangOfTheOther) {
   FakeCluster c(cluster_config(1, 2));
-  c.ready_all();
+  c.started_all();
   c.submit(1, 5, 3);
   for (uint64_t i = 0; i < 60; ++i) {  // a minute of layers in the first stage
     c.tick(1000);
@@ -241,7 +300,7 @@ TEST(Watch, ASlowStageIsNoHangOfTheOther) {
 
 TEST(Watch, ACoordinatorThatWasStoppedForgives) {
   FakeCluster c(cluster_config(1, 2));
-  c.ready_all();
+  c.started_all();
   c.submit(1);
   c.tick(60'000);  // stopped and continued: the heartbeats lie unread
   EXPECT_FALSE(c.finished);

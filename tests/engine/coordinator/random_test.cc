@@ -38,7 +38,8 @@ class RandomLife {
     const int rank = draw(c_.num_ranks());
     const int dice = draw(1000);
     if (!c_.became_ready && dice < 300) {
-      if (next_ready_ < c_.num_ranks()) c_.ready(next_ready_++);
+      if (next_ready_ < c_.num_ranks()) return c_.ready(next_ready_++);
+      if (next_started_ < c_.num_ranks()) c_.started(next_started_++);
     } else if (dice < 450) {
       c_.submit(next_id_++, 1 + draw(40), 1 + draw(12));
     } else if (dice < 500) {
@@ -74,6 +75,7 @@ class RandomLife {
   FakeCluster c_;
   std::mt19937 random_;
   int next_ready_ = 0;
+  int next_started_ = 0;
   RequestId next_id_ = 1;
 };
 

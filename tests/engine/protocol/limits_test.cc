@@ -158,7 +158,7 @@ TEST(Limits, FrameHeaders) {
   };
   EXPECT_TRUE(refuses(0, kProtocolVersion + 1));
   EXPECT_TRUE(refuses(2, 0));
-  EXPECT_TRUE(refuses(2, 10));
+  EXPECT_TRUE(refuses(2, 11));
   EXPECT_TRUE(refuses(3, 1));
   EXPECT_TRUE(refuses(11, 4)) << "64 MiB and three bytes";
 }
