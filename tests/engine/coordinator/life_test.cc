@@ -260,7 +260,7 @@ TEST(Load, ASilentRankIsNoHangWhileLoading) {
 // plan before it.
 TEST(Life, IdleTimeCountsWhileThereIsEnoughToRun) {
   FakeCluster c(cluster_config(1, 2));
-  c.ready_all();
+  c.started_all();
   c.submit(1, 5, 6);
   c.run_dry();  // alone: a pipeline of two cannot be full
   EXPECT_EQ(c.coordinator.stats(c.now).stages[0].idle_us, 0u);
