@@ -158,6 +158,30 @@ TEST(Plan, APrefixIsSharedFromTheNextPlanOnWithinATenant) {
   EXPECT_EQ(h.scheduler.stats().prefix_hit_tokens, 32u);
 }
 
+TEST(Plan, TwentyPromptsWithACommonBeginningComputeItOnce) {
+  // What 20 prompts of 2,000 common and 30 own ids take until each has its first token.
+  const auto run = [](bool salted) {
+    Harness h(make_config(1, 512, 20 * 128));
+    for (int i = 0; i < 20; ++i) {
+      Request request = make_request(2030, 1);
+      request.prompt[0] = 7;
+      request.prompt[2000] = 1000 + i;
+      request.cache_salt = salted ? static_cast<uint64_t>(i) : 0;
+      EXPECT_TRUE(h.scheduler.add(static_cast<RequestId>(i + 1), std::move(request)).ok());
+    }
+    while (h.plan() != "none") h.commit();
+    return h.scheduler.stats();
+  };
+  const SchedulerStats apart = run(/*salted=*/true), shared = run(/*salted=*/false);
+  EXPECT_EQ(apart.tokens_computed, 20u * 2030);
+  EXPECT_EQ(apart.prefix_hit_tokens, 0u);
+  EXPECT_EQ(shared.tokens_computed, 2000u + 20 * 30);
+  EXPECT_EQ(shared.prefix_hit_tokens, 19u * 2000);
+  EXPECT_EQ(apart.steps, 80u);  // 40,600 tokens in steps of 512
+  // Four for the first, then one for each: a plan has room for a budget of new prompts' ids.
+  EXPECT_EQ(shared.steps, 23u);
+}
+
 TEST(Plan, HigherPriorityTakesTheBlocksOfLowerWhichComesBackWhole) {
   Harness h(make_config(1, 2048, 4));
   h.scheduler.add(1, make_request(33, 20)).ok();  // three blocks of four
