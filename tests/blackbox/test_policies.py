@@ -19,9 +19,9 @@ TEXT = ("The history of the water wheel begins long before the age of steam. Mil
 WAYS = {
     "together": ["--max-num-seqs", "16"],
     "chunks": ["--max-num-seqs", "16", "--max-num-batched-tokens", "48"],
-    # About 1,000 tokens for 16 sequences that come to about 2,500.
-    "little memory": ["--max-num-seqs", "16", "--kv-cache-memory", "46MB"],
 }
+# A cache of about 600 tokens on each rank, for sequences of up to 423.
+LITTLE = {(1, 1): "28MB", (2, 2): "12MB"}
 
 
 def requests():
@@ -55,14 +55,27 @@ def answer(folder, name, bodies, flags, tp, pp):
     return [ids[i] for i in range(len(bodies))]
 
 
+def tokens_computed(trace):
+    """Of all steps, on rank 0."""
+    events = json.loads(trace.read_text())["traceEvents"]
+    return sum(event["args"]["tokens"] for event in events
+               if event["name"] == "forward" and event["pid"] == 0)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("tp, pp", [(1, 1), (2, 2)])
 def test_same_ids_whatever_the_scheduler_chooses(tmp_path, tp, pp):
     bodies = requests()
-    alone = answer(tmp_path, "alone", [body | {"cache_salt": str(i)} for i, body in enumerate(bodies)],
-                   ["--max-num-seqs", "1"], tp, pp)
+    apart = [body | {"cache_salt": str(i)} for i, body in enumerate(bodies)]  # nothing is shared
+    trace = tmp_path / "trace.json"
+    alone = answer(tmp_path, "alone", apart, ["--max-num-seqs", "1", "--profile", trace], tp, pp)
     assert [len(ids) for ids in alone] == [body["max_tokens"] for body in bodies]
-    for name, flags in WAYS.items():
-        ids = answer(tmp_path, name.replace(" ", "-"), bodies, flags, tp, pp)
+    once = tokens_computed(trace)
+
+    little = ["--max-num-seqs", "16", "--kv-cache-memory", LITTLE[tp, pp], "--profile", trace]
+    answers = {name: answer(tmp_path, name, bodies, flags, tp, pp) for name, flags in WAYS.items()}
+    answers["preempted"] = answer(tmp_path, "preempted", apart, little, tp, pp)
+    assert tokens_computed(trace) > once  # who is preempted computes some positions again
+    for name, ids in answers.items():
         different = [i for i, (a, b) in enumerate(zip(alone, ids)) if a != b]
         assert not different, f"{name}: requests {different} differ from what they are alone"
