@@ -98,7 +98,8 @@ struct CoordinatorStats {
   std::vector<StageTimes> stages;
 
   // Of all time in `stages`: idle, waits for other stages included; and in collectives or waiting
-  // for what another stage sends, be it not yet computed (a rank cannot tell). 0 without any.
+  // for what another stage sends, be it not yet computed (a rank cannot tell). 0 without any. On a
+  // GPU sums inside a captured graph are not seen, and those outside count the host's time alone.
   double stage_bubble_fraction() const;
   double exposed_comm_fraction() const;
 };

@@ -67,8 +67,8 @@ TEST_P(Pipeline, KeepsItsStagesBusy) {
 INSTANTIATE_TEST_SUITE_P(Stages, Pipeline,
     testing::Values(Aim{2, 0.95, 0.05, 0.60}, Aim{4, 0.92, 0.08, 0.35}, Aim{8, 0.88, 0.12, 0.22}));
 
-// What the policy gives: under the same load the simpler ones leave the stages idle.
-TEST(Policy, SimplerPoliciesLeaveBubbles) {
+// What balance gives over first come. (Balance by tokens does as well here as by time.)
+TEST(Policy, FirstComeLeavesBubbles) {
   const double all = saturated(4);
   EXPECT_LT(saturated(4, Balance::kFirstCome), 0.9 * all);
   EXPECT_GT(bubble_under_load(4, all, Balance::kFirstCome), 0.12);
@@ -91,7 +91,9 @@ Interference interfere(double max_stretch) {
   arrivals.push_back({4, 16384, 1});
   const SimResult result = simulate(config, 1, arrivals, 1);
   const double end = result.outcomes.back().token_s.at(0);
-  std::vector<double> undisturbed, during;  // of like contexts: a second before, a second after
+  // A second before and a second after the prompt: contexts grow meanwhile. Against the second
+  // before alone both settings are over their aims (1.36 and 2.02).
+  std::vector<double> undisturbed, during;
   for (size_t i = 0; i < 64; ++i) {
     const std::vector<double>& at = result.outcomes[i].token_s;
     if (at.back() < end) ADD_FAILURE() << "a decoder ended at " << at.back();
@@ -114,7 +116,7 @@ Interference interfere(double max_stretch) {
 TEST(LongPrompt, OneSettingWeighsItAgainstTheDecoders) {
   const Interference gentle = interfere(1.3);
   EXPECT_LE(gentle.itl, 1.3);
-  EXPECT_LE(gentle.ttft, 3.2);  // half of a prompt's time is attention; faster kernels reach 3
+  EXPECT_LE(gentle.ttft, 3.2);  // the aim is 3; it reaches 3.09
   const Interference fast = interfere(2);
   EXPECT_LE(fast.itl, 2);
   EXPECT_LE(fast.ttft, 2);
