@@ -17,6 +17,11 @@
         made on the GPU, or read from a safetensors folder (made on the spot, in page cache)
     gpu_check.py figures kernels | comm [TPxPP [SHAPE]]
         `millrace bench kernels` or `comm`: the table, and its JSON in $OUT/bench-*.json
+    gpu_check.py predict [TPxPP]
+        what `simulate` says of a run from the step times of another one, at saturation and at 80 %
+        of it: throughput within 5 %, median TTFT and TPOT within 10 %; and the run's gauges
+    gpu_check.py interference
+        a 16k prompt among 64 decoders of 1k at two settings of --max-itl-stretch, beside the aims
     gpu_check.py kill [TPxPP]
         kill -9 of rank 1 under three streams: clients, exit code and what is left
 """
@@ -69,6 +74,7 @@ GROUPS = {
     "prefill": [latency(1, 8192, 2, 5), latency(8, 2048, 2, 5)],
     "offline": [throughput(1000, 1024, 128), throughput(1000, 128, 512)],
     "offline-1024": [throughput(1000, 1024, 128)],
+    "offline-large": [throughput(400, 1024, 128)],
 }
 
 
@@ -147,8 +153,8 @@ def record(line):
 def dummy_bench(kind, shape, layout, *flags):
     """What `millrace bench KIND` printed, on random weights; None: it failed, which was told."""
     words = [MILLRACE, "bench", kind, SHAPES / shape, "--load-format", "dummy", "--device", "cuda",
-             "--dtype", "bfloat16", "--max-model-len", 9216, "--json", "--log-level", "warning",
-             *flags, *layout_flags(layout), *os.environ.get("BENCH_FLAGS", "").split()]
+             "--dtype", "bfloat16", "--json", "--log-level", "warning",
+             *([] if "--max-model-len" in flags else ["--max-model-len", 9216]), *flags, *layout_flags(layout), *os.environ.get("BENCH_FLAGS", "").split()]
     done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, timeout=450)
     if done.returncode != 0:
         print(f"bench {kind} {shape} {layout} {flags}: exit {done.returncode}", flush=True)
@@ -199,6 +205,51 @@ def show_figures(kind, layout, shape):
     print("  limits:", {k: round(v, 1) for k, v in report.items() if isinstance(v, float)},
           flush=True)
     return 0
+
+
+def predict(layout):
+    wrong = 0
+    load = ["--num-prompts", 600, "--input-len", 1024, "--output-len", 128,
+            "--length-variation", 0.7]
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "model.json"
+        first = dummy_bench("throughput", "llama-3.1-8b", layout, *load, "--seed", 1,
+                            "--save-model", saved)
+        rate = 0.8 * first["requests_per_s"]
+        for name, rate in (("saturated", 0), ("80 %", rate)):
+            common = [*load, "--seed", 2, "--rate", rate]
+            real = dummy_bench("throughput", "llama-3.1-8b", layout, *common)
+            words = [MILLRACE, "simulate", "--step-model", saved, *common, "--replicas", 1, "--json"]
+            told = json.loads(subprocess.run([str(word) for word in words], check=True,
+                                             stdout=subprocess.PIPE, timeout=100).stdout)
+            pairs = {"tokens_per_s": (told["tokens_per_s"], real["total_tokens_per_s"], 0.05),
+                     "ttft_ms": (told["ttft_ms"]["p50"], real["ttft_ms"], 0.10),
+                     "tpot_ms": (told["tpot_ms"]["p50"], real["tpot_ms"], 0.10)}
+            record({"command": f"predict {layout} {name}", "simulated": told, **real})
+            for key, (a, b, tolerance) in pairs.items():
+                wrong += abs(a / b - 1) > tolerance
+                print(f"predict {layout} {name} {key}: simulated {a:.2f}, real {b:.2f}: "
+                      f"{100 * (a / b - 1):+.1f} %", flush=True)
+            print(f"gauges {layout} {name}: bubble {real['stage_bubble_fraction']:.3f}, exposed "
+                  f"communication {real['exposed_comm_fraction']:.4f}, lane spread "
+                  f"{real['lane_spread']:.3f}, p99 between tokens {real['itl_p99_ms']:.2f} ms, "
+                  f"{real['requests_per_s']:.2f} requests/s", flush=True)
+    return wrong
+
+
+def interference():
+    wrong = 0
+    for stretch, itl_aim, ttft_aim in ((1.3, 1.3, 3.0), (2.0, 2.0, 2.0)):
+        told = dummy_bench("interference", "llama-3.1-8b", "1x1", "--max-itl-stretch", stretch,
+                           "--max-model-len", 20480)
+        if told is None:
+            return 1
+        record({"command": f"interference {stretch}", **told})
+        wrong += told["itl_ratio"] > itl_aim or told["ttft_ratio"] > ttft_aim
+        print(f"interference at {stretch}: p99 between tokens {told['itl_p99_ms']:.2f} ms = "
+              f"{told['itl_ratio']:.2f} x (aim {itl_aim}), TTFT {told['ttft_ms']:.0f} ms = "
+              f"{told['ttft_ratio']:.2f} x alone (aim {ttft_aim})", flush=True)
+    return wrong
 
 
 def checkpoint_folder():
@@ -338,6 +389,10 @@ def main(args):
     if part == "figures":
         return show_figures(args[1], args[2] if len(args) > 2 else "1x1",
                             args[3] if len(args) > 3 else "llama-3.1-8b")
+    if part == "predict":
+        return predict(args[1] if len(args) > 1 else "1x1")
+    if part == "interference":
+        return interference()
     if part == "kill":
         return kill(args[1] if len(args) > 1 else "2x1")
     print(__doc__)

@@ -11,6 +11,8 @@
 #   scripts/gpu_check.sh start     one GPU: the 8B from nothing to the first token, dummy and from files
 #   scripts/gpu_check.sh figures   one GPU: each verb of a step in the 8B shape beside its limit
 #   scripts/gpu_check.sh comm      two GPUs: what TP 2 and PP 2 exchange, beside the peer copy
+#   scripts/gpu_check.sh policy    one GPU: a long prompt among decoders; a run as it was predicted
+#   scripts/gpu_check.sh policy-two  two GPUs: a run at PP 2 as it was predicted, and its gauges
 #   scripts/gpu_check.sh kill      two GPUs: kill -9 of a rank at TP 2 and PP 2 under open streams
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 build=${MILLRACE_BUILD:-$build_dir}
@@ -49,7 +51,9 @@ case ${1:-} in
   large)
     export BENCH_FLAGS="$BENCH_FLAGS --max-num-batched-tokens 4096"
     check bench decode-large 2x1 llama-3.1-70b
-    check bench decode-large 1x2 llama-3.1-70b ;;
+    check bench decode-large 1x2 llama-3.1-70b
+    check bench offline-large 2x1 llama-3.1-70b
+    check bench offline-large 1x2 llama-3.1-70b ;;
   profile) check profile ;;
   start)
     check start dummy
@@ -58,10 +62,14 @@ case ${1:-} in
   comm)
     check figures comm 2x1
     check figures comm 1x2 ;;
+  policy)
+    check interference
+    check predict 1x1 ;;
+  policy-two) check predict 1x2 ;;
   kill)
     check kill 2x1
     check kill 1x2 ;;
-  *) sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+  *) sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac
 say "$failed failed"
 [ "$failed" = 0 ]
