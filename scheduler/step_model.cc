@@ -25,11 +25,13 @@ void StepWork::add_prefill(int64_t first, int64_t count) {
 }
 
 // All terms near 1 for common steps, so that the equations are well scaled. The two knees let the
-// fit turn from "bound by reading the weights" to "bound by arithmetic" where the device does.
+// fit turn from "bound by reading the weights" to "bound by arithmetic" where the device does. The
+// last is what a step with prompts has besides: on a GPU it is no graph.
 StepModel::Terms StepModel::terms_of(const StepWork& work) {
   const double tokens = work.tokens();
   return {1, tokens / 256, std::max(0.0, tokens - 64) / 256, std::max(0.0, tokens - 256) / 256,
-      static_cast<double>(work.context) / 65536, static_cast<double>(work.pairs) / 262144};
+      static_cast<double>(work.context) / 65536, static_cast<double>(work.pairs) / 262144,
+      work.prefill_tokens > 0 ? 1.0 : 0.0};
 }
 
 double StepModel::seconds(const StepWork& work) const {

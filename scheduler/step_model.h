@@ -1,6 +1,7 @@
-// How long a step takes on one stage, learned from measured steps. A convex, piecewise linear
+// How long a step takes on one stage, learned from measured steps. A piecewise linear
 // function of the step's work: its terms stand for the weights that are read, for what grows with
-// tokens once the device is busy, and for attention. Deterministic; one thread.
+// tokens once the device is busy, for attention, and for what a step with prompts costs at all.
+// Deterministic; one thread.
 #pragma once
 
 #include <array>
@@ -22,7 +23,7 @@ struct StepWork {
 
 class StepModel {
  public:
-  static constexpr int kNumTerms = 6;
+  static constexpr int kNumTerms = 7;
   using Terms = std::array<double, kNumTerms>;
 
   StepModel() = default;

@@ -21,7 +21,8 @@
         what `simulate` says of a run from the step times of another one, at saturation and at 80 %
         of it: throughput within 5 %, median TTFT and TPOT within 10 %; and the run's gauges
     gpu_check.py interference
-        a 16k prompt among 64 decoders of 1k at two settings of --max-itl-stretch, beside the aims
+        a 16k prompt among 64 decoders of 1k at two settings of --max-itl-stretch, beside the aims;
+        traces in $OUT
     gpu_check.py kill [TPxPP]
         kill -9 of rank 1 under three streams: clients, exit code and what is left
 """
@@ -219,7 +220,8 @@ def predict(layout):
         for name, rate in (("saturated", 0), ("80 %", rate)):
             common = [*load, "--seed", 2, "--rate", rate]
             real = dummy_bench("throughput", "llama-3.1-8b", layout, *common)
-            words = [MILLRACE, "simulate", "--step-model", saved, *common, "--replicas", 1, "--json"]
+            words = [MILLRACE, "simulate", "--step-model", saved, *load, "--seed", 2, "--rate",
+                     rate or 1e6, "--replicas", 1, "--json"]
             told = json.loads(subprocess.run([str(word) for word in words], check=True,
                                              stdout=subprocess.PIPE, timeout=100).stdout)
             pairs = {"tokens_per_s": (told["tokens_per_s"], real["total_tokens_per_s"], 0.05),
@@ -241,7 +243,9 @@ def interference():
     wrong = 0
     for stretch, itl_aim, ttft_aim in ((1.3, 1.3, 3.0), (2.0, 2.0, 2.0)):
         told = dummy_bench("interference", "llama-3.1-8b", "1x1", "--max-itl-stretch", stretch,
-                           "--max-model-len", 20480)
+                           "--max-model-len", 20480, "--profile",
+                           OUT / f"trace-interference-{stretch}.json", "--save-model",
+                           OUT / f"model-interference-{stretch}.json")
         if told is None:
             return 1
         record({"command": f"interference {stretch}", **told})

@@ -27,6 +27,8 @@ constexpr int32_t kMaxSlots = 65535;
 constexpr int32_t kAnyVocabulary = 32'000;  // ids of prompts that are only told apart
 constexpr int32_t kMaxReplicas = 4096;
 constexpr double kSteadyBegin = 0.3, kSteadyEnd = 0.8;  // shares of the requests that have ended
+constexpr int kSteadyRounds =
+    4;  // requests for each that runs at once, from which on there is such a part
 
 // The folder of `shape`: itself, or a name under configs/shapes here or beside the build.
 std::string find_shape(const std::string& shape) {
@@ -95,7 +97,9 @@ Saturation saturate(const ReplicaConfig& replica, std::vector<Arrival> arrivals,
     tokens += arrival.prompt_tokens + arrival.output_tokens - 1;
   }
   const SimResult result = simulate(replica, /*num_replicas=*/1, arrivals, seed);
-  const Span steady = result.between(kSteadyBegin, kSteadyEnd);
+  // Few requests are no steady state: most of them begin and end together.
+  const bool endless = std::ssize(arrivals) >= int64_t{kSteadyRounds} * replica.engine.max_num_seqs;
+  const Span steady = endless ? result.between(kSteadyBegin, kSteadyEnd) : result.between(0, 1);
   const double rate = result.tokens_per_s(steady);
   return {.tokens_per_s = rate,
       .requests_per_s = rate * static_cast<double>(arrivals.size()) / tokens,

@@ -22,20 +22,29 @@ bool on_tensor_cores(DType act, const AttentionShape& shape) {
          std::find(std::begin(kDims), std::end(kDims), shape.head_dim) != std::end(kDims);
 }
 
+// Pieces are at least as long as a multiprocessor's fair share of all keys: cutting makes at most
+// so many more tiles of one KV head, and rows that are cut have at most twice as many.
+__host__ __device__ int most_pieces(int num_sms, int num_kv_heads) {
+  return (num_sms + num_kv_heads - 1) / num_kv_heads;
+}
+
 // Where things lie in the workspace, in bytes.
 struct Layout {
   explicit Layout(const AttentionLimits& l) {
     const AttentionShape& shape = l.shape;
     const int64_t group = shape.num_heads / shape.num_kv_heads;
-    max_tiles = l.max_tokens * group / kPrefillRows + l.max_sequences;
+    const int64_t pieces = most_pieces(l.num_sms, shape.num_kv_heads);
+    const int64_t max_tiles = l.max_tokens * group / kPrefillRows + l.max_sequences + pieces;
     tiles = aligned(sizeof(AttentionPlan));
-    first_item = tiles + aligned(max_tiles * int64_t{sizeof(int2)});
+    first_item = tiles + aligned(max_tiles * int64_t{sizeof(PrefillTile)});
     partial = first_item + aligned((l.max_sequences + 1) * int64_t{4});
     const int64_t items = int64_t{kItemsPerWarp} * decode_warps(shape.head_dim, l.num_sms) +
                           int64_t{l.max_sequences} * shape.num_kv_heads;
-    end = partial + aligned(items * group * (shape.head_dim + 2) * 4);
+    tile_partial = partial + aligned(items * group * (shape.head_dim + 2) * 4);
+    end = tile_partial +
+          aligned(2 * pieces * shape.num_kv_heads * kPrefillRows * (shape.head_dim + 2) * 4);
   }
-  int64_t max_tiles, tiles, first_item, partial, end;
+  int64_t tiles, first_item, partial, tile_partial, end;
 };
 
 // running[0] grows by the sum of value(i) over i in [0, count); store(i, what came before i).
@@ -71,13 +80,55 @@ __device__ int decode_chunk(
       4 * kDecodeKeys, static_cast<int>((wanted + kDecodeKeys - 1) / kDecodeKeys) * kDecodeKeys);
 }
 
+// The tiles of the sequences that have several tokens. Keys are cut where the rows alone would keep
+// few multiprocessors busy: a short chunk far into a long prompt.
+__device__ void plan_tiles(const BatchView& batch, int num_sequences, int group, int num_kv_heads,
+    int window, int num_sms, AttentionPlan* plan, int32_t* first_partial, PrefillTile* tiles) {
+  const int num_single = batch.num_single, count = num_sequences - num_single;
+  const int32_t* cu_tokens = batch.cu_tokens.data();
+  const auto each_tile = [&](int i, const auto& body) {  // body(first row, its keys)
+    const int s = num_single + i, position = batch.positions.data()[cu_tokens[s]];
+    const int rows = (cu_tokens[s + 1] - cu_tokens[s]) * group;
+    for (int row = 0; row < rows; row += kPrefillRows) {
+      const int first = position + row / group, last = min(row + kPrefillRows, rows) - 1;
+      const int oldest = window > 0 && first >= window ? first - window + 1 : 0;
+      body(row, position + last / group + 1 - oldest / kPrefillKeys * kPrefillKeys);
+    }
+  };
+  const auto sum = [&](int i, const auto& value) {
+    int all = 0;
+    each_tile(i, [&](int, int keys) { all += value(keys); });
+    return all;
+  };
+  const auto scan_tiles = [&](const auto& value, const auto& store) {
+    return scan(
+        count, [&](int i) { return sum(i, value); }, store);
+  };
+  const int64_t keys = scan_tiles([](int n) { return n; }, [](int, int) {});
+  const int64_t fair = (keys * num_kv_heads + num_sms - 1) / num_sms;
+  const int piece =
+      (max(kShortestPiece, static_cast<int>(fair)) + kPieceKeys - 1) / kPieceKeys * kPieceKeys;
+  const auto pieces = [&](int n) { return (n + piece - 1) / piece; };
+  const auto parts = [&](int n) { return n > piece ? pieces(n) : 0; };
+  scan_tiles(parts, [&](int i, int before) { first_partial[i] = before; });
+  const int num_tiles = scan_tiles(pieces, [&](int i, int before) {
+    int next = before, partial = first_partial[i];
+    each_tile(i, [&](int row, int n) {
+      for (int p = 0; p < pieces(n); ++p) {
+        tiles[next++] = {num_single + i, row, p, pieces(n), partial};
+      }
+      partial += parts(n);
+    });
+  });
+  if (threadIdx.x == 0) plan->num_tiles = num_tiles, plan->piece = piece;
+}
+
 // One block. Decode items all have `chunk` keys (a sequence's last one fewer).
 __global__ void __launch_bounds__(kPlanThreads)
     plan_kernel(BatchView batch, int num_sequences, int group, int num_kv_heads, int window,
-        int warps, int num_sms, AttentionPlan* plan, int32_t* first_item, int2* tiles) {
+        int warps, int num_sms, AttentionPlan* plan, int32_t* first_item, PrefillTile* tiles) {
   begin_kernel();
   const int32_t* positions = batch.positions.data();
-  const int32_t* cu_tokens = batch.cu_tokens.data();
   const auto keys_of = [&](int s) {
     const int position = positions[s];
     const int oldest = window > 0 && position >= window ? position - window + 1 : 0;
@@ -93,22 +144,11 @@ __global__ void __launch_bounds__(kPlanThreads)
   const int items = scan(
       batch.num_single, [&](int s) { return (keys_of(s) + chunk - 1) / chunk; },
       [&](int s, int before) { first_item[s] = before; });
-  const int num_tiles = scan(
-      num_sequences - batch.num_single,
-      [&](int i) {
-        const int s = batch.num_single + i;
-        return ((cu_tokens[s + 1] - cu_tokens[s]) * group + kPrefillRows - 1) / kPrefillRows;
-      },
-      [&](int i, int before) {
-        const int s = batch.num_single + i;
-        const int rows = (cu_tokens[s + 1] - cu_tokens[s]) * group;
-        for (int row = 0; row < rows; row += kPrefillRows) {
-          tiles[before + row / kPrefillRows] = make_int2(s, row);
-        }
-      });
+  plan_tiles(batch, num_sequences, group, num_kv_heads, window, num_sms, plan,
+      first_item + batch.num_single + 1, tiles);
   if (threadIdx.x != 0) return;
   first_item[batch.num_single] = items;
-  *plan = {chunk, items, num_tiles, items > batch.num_single};
+  plan->chunk = chunk, plan->num_items = items, plan->split = items > batch.num_single;
 }
 
 // One warp a (token, head), key by key: any dtype and head size.
@@ -176,8 +216,9 @@ AttentionArgs<T> make_args(const AttentionLimits& limits, const TensorView& q,
       .scale_log2 = shape.scale * 1.44269504f,
       .plan = reinterpret_cast<const AttentionPlan*>(base),
       .first_item = reinterpret_cast<const int32_t*>(base + layout.first_item),
-      .tiles = reinterpret_cast<const int2*>(base + layout.tiles),
-      .partial = reinterpret_cast<float*>(base + layout.partial)};
+      .tiles = reinterpret_cast<const PrefillTile*>(base + layout.tiles),
+      .partial = reinterpret_cast<float*>(base + layout.partial),
+      .tile_partial = reinterpret_cast<float*>(base + layout.tile_partial)};
 }
 
 }  // namespace
@@ -194,7 +235,7 @@ void plan_attention(
       shape.num_heads / shape.num_kv_heads, shape.num_kv_heads, shape.window,
       decode_warps(shape.head_dim, limits.num_sms), limits.num_sms,
       reinterpret_cast<AttentionPlan*>(base), reinterpret_cast<int32_t*>(base + layout.first_item),
-      reinterpret_cast<int2*>(base + layout.tiles));
+      reinterpret_cast<PrefillTile*>(base + layout.tiles));
 }
 
 void attention(const AttentionLimits& limits, const TensorView& q, const KvCacheView& cache,
@@ -212,11 +253,16 @@ void attention(const AttentionLimits& limits, const TensorView& q, const KvCache
         if (batch.num_single > 0) decode_attention(args, limits.num_sms, stream);
         const int64_t rows =
             int64_t{batch.num_tokens - batch.num_single} * shape.num_heads / shape.num_kv_heads;
-        const int64_t tiles = rows / kPrefillRows + batch.num_sequences() - batch.num_single;
+        const auto tiles =
+            static_cast<int>(rows / kPrefillRows + batch.num_sequences() - batch.num_single +
+                             most_pieces(limits.num_sms, shape.num_kv_heads));
         const auto prefill = on_hopper(shape.head_dim) && q.stride % 16 == 0
                                  ? &prefill_attention_hopper<T>
                                  : &prefill_attention<T>;
-        if (rows > 0) prefill(args, static_cast<int>(tiles), stream);
+        if (rows > 0) {
+          prefill(args, tiles, stream);
+          combine_prefill(args, tiles, stream);
+        }
         return;
       }
     }

@@ -15,13 +15,28 @@ namespace millrace::cuda {
 struct AttentionPlan {
   int32_t chunk;      // keys of a decode item, a multiple of kDecodeKeys
   int32_t num_items;  // of decode, for one KV head
-  int32_t num_tiles;  // of prefill, for one KV head
+  int32_t num_tiles;  // of prefill, for one KV head: pieces of keys of 128 rows
+  int32_t piece;      // keys of such a piece, a multiple of kPieceKeys
   int32_t split;      // some sequence has several items
 };
 constexpr int kPrefillRows = 128;  // (token, head of the group) pairs of a prefill tile
 constexpr int kPrefillKeys = 64;
+constexpr int kPieceKeys = 128;      // what pieces are multiples of
+constexpr int kShortestPiece = 512;  // keys below which putting pieces together costs more
 constexpr int kDecodeKeys = 16;
 constexpr int kItemsPerWarp = 3;  // decode items are cut so small that all warps end together
+
+// One block's work in prefill: rows of a sequence against all their keys, or, where there would be
+// fewer blocks than multiprocessors, a piece of them.
+struct PrefillTile {
+  int32_t sequence, first_row;
+  int32_t piece, num_pieces;
+  int32_t partial;  // the place of its first piece in tile_partial
+};
+struct PrefillPlace {
+  PrefillTile tile;
+  int kv_head, first_token, num_rows, first_position, begin, end;
+};
 
 // Everything a kernel needs. Strides in elements.
 template <typename T>
@@ -39,12 +54,33 @@ struct AttentionArgs {
   float scale_log2;  // of q·k, times log2(e)
   const AttentionPlan* plan;
   const int32_t* first_item;  // [num_single + 1] decode items before each sequence
-  const int2* tiles;          // [num_tiles] sequence, first row
+  const PrefillTile* tiles;   // [num_tiles]
   float* partial;             // [items, Hkv, group, D + 2]: sums, then maximum and weight
+  float* tile_partial;        // [pieces, Hkv, kPrefillRows, D + 2] of the rows that have several
   __device__ int group() const { return num_heads / num_kv_heads; }
   // First key that a token at `position` sees.
   __device__ int first_key(int position) const {
     return window > 0 && position >= window ? position - window + 1 : 0;
+  }
+  __device__ PrefillPlace place(int index, int kv_head) const {
+    PrefillPlace at{tiles[index], kv_head};
+    at.first_token = cu_tokens[at.tile.sequence];
+    at.num_rows = (cu_tokens[at.tile.sequence + 1] - at.first_token) * group();
+    at.first_position = positions[at.first_token];
+    const int last_row = min(at.tile.first_row + kPrefillRows, at.num_rows) - 1;
+    at.end = at.first_position + last_row / group() + 1;
+    at.begin =
+        first_key(at.first_position + at.tile.first_row / group()) / kPrefillKeys * kPrefillKeys +
+        at.tile.piece * plan->piece;
+    if (at.tile.piece + 1 < at.tile.num_pieces) at.end = at.begin + plan->piece;
+    return at;
+  }
+  // Where a tile's `row` (of its sequence) leaves what its piece of the keys gave.
+  __device__ float* partial_row(const PrefillPlace& at, int piece, int row) const {
+    return tile_partial +
+           ((int64_t{at.tile.partial + piece} * num_kv_heads + at.kv_head) * kPrefillRows + row -
+               at.tile.first_row) *
+               (head_dim + 2);
   }
 };
 
@@ -261,12 +297,25 @@ struct WarpRows {
           pack_pair<T>(sums[i][2 * h] * factor, sums[i][2 * h + 1] * factor);
     }
   }
+  // The same before other pieces of the keys have come to it: D sums, then maximum and weight.
+  __device__ void store_partial(float* to, int h) const {
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < D / 8; ++i) {
+      *reinterpret_cast<float2*>(to + 8 * i + 2 * t) =
+          make_float2(sums[i][2 * h], sums[i][2 * h + 1]);
+    }
+    if (t == 0) *reinterpret_cast<float2*>(to + D) = make_float2(max[h], weight[h]);
+  }
 };
 
 // attention_prefill.cu, attention_decode.cu: enqueue for D = head_dim of 64, 80, 96, 128 or 256 and
 // T = __half or __nv_bfloat16.
 template <typename T>
 void prefill_attention(const AttentionArgs<T>& args, int max_tiles, cudaStream_t stream);
+// Puts the pieces of rows together, after either kernel.
+template <typename T>
+void combine_prefill(const AttentionArgs<T>& args, int max_tiles, cudaStream_t stream);
 // attention_hopper.cu: the same, faster, where on_hopper(head_dim).
 bool on_hopper(int head_dim);
 template <typename T>

@@ -61,7 +61,7 @@ template <typename T, int D, int kHalves>
 __global__ void __launch_bounds__(32 * kWarps<D>) decode_kernel(AttentionArgs<T> a) {
   begin_kernel();
   extern __shared__ uint4 shared[];
-  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
   T* const tiles = reinterpret_cast<T*>(shared) + warp * kStages * 2 * kTileElements<D>;
   const int group = a.group(), chunk = a.plan->chunk;
   const int total = a.plan->num_items * a.num_kv_heads;
@@ -96,13 +96,7 @@ __global__ void __launch_bounds__(32 * kWarps<D>) decode_kernel(AttentionArgs<T>
         rows.store(a.out + low * a.out_stride + (kv_head * group + row) * D, h);
         continue;
       }
-      float* to = a.partial + (int64_t{item} * group + row) * (D + 2);
-#pragma unroll
-      for (int i = 0; i < D / 8; ++i) {
-        *reinterpret_cast<float2*>(to + 8 * i + 2 * t) =
-            make_float2(rows.sums[i][2 * h], rows.sums[i][2 * h + 1]);
-      }
-      if (t == 0) *reinterpret_cast<float2*>(to + D) = make_float2(rows.max[h], rows.weight[h]);
+      rows.store_partial(a.partial + (int64_t{item} * group + row) * (D + 2), h);
     }
   }
 }

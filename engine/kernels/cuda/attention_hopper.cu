@@ -32,18 +32,14 @@ struct Tiles {
   uint8_t *q, *k, *v;
   Barrier *k_full, *k_free, *v_full, *v_free;
 };
-// What a tile of rows is.
-struct Place {
-  int sequence, first_row, first_token, num_rows, first_position, begin, end, kv_head;
-};
 
 // One warp.
 template <typename T, int D>
-__device__ void bring_tiles(const AttentionArgs<T>& a, const Tiles& tiles, const Place& at,
+__device__ void bring_tiles(const AttentionArgs<T>& a, const Tiles& tiles, const PrefillPlace& at,
     const CUtensorMap* k_map, const CUtensorMap* v_map) {
   constexpr int kBoxes = kKeys / kBox;
   const int lane = threadIdx.x % 32, box = lane % kBoxes, panel = lane / kBoxes;
-  const uint32_t* table = a.block_tables[at.sequence];
+  const uint32_t* table = a.block_tables[at.tile.sequence];
   const auto block_of = [&](int first) {
     return first + box * kBox < at.end ? table[(first + box * kBox) >> a.block_shift] : 0u;
   };
@@ -70,7 +66,8 @@ __device__ void bring_tiles(const AttentionArgs<T>& a, const Tiles& tiles, const
 
 // A warpgroup's 64 rows of q to shared memory.
 template <typename T, int D>
-__device__ void load_q(const AttentionArgs<T>& a, const Place& at, int first_row, uint8_t* q) {
+__device__ void load_q(
+    const AttentionArgs<T>& a, const PrefillPlace& at, int first_row, uint8_t* q) {
   const int group = a.group();
 #pragma unroll
   for (int turn = 0; turn < 64 * D / 8 / 128; ++turn) {
@@ -180,8 +177,8 @@ __device__ void clear_values(uint8_t* v, int first, int warpgroup) {
 
 // One warpgroup: its 64 rows against all keys.
 template <typename T, int D>
-__device__ void attend(const AttentionArgs<T>& a, const Tiles& tiles, const Place& at) {
-  const int warpgroup = threadIdx.x / 128, first_row = at.first_row + warpgroup * 64;
+__device__ void attend(const AttentionArgs<T>& a, const Tiles& tiles, const PrefillPlace& at) {
+  const int warpgroup = threadIdx.x / 128, first_row = at.tile.first_row + warpgroup * 64;
   uint8_t* const q = tiles.q + warpgroup * 64 * D * 2;
   load_q<T, D>(a, at, first_row, q);
   hopper::fence_async();
@@ -245,6 +242,18 @@ __device__ void attend(const AttentionArgs<T>& a, const Tiles& tiles, const Plac
     float weight = rows.weight[h] + __shfl_xor_sync(0xffffffffu, rows.weight[h], 1);
     weight += __shfl_xor_sync(0xffffffffu, weight, 2);
     if (row[h] >= at.num_rows) continue;
+    if (at.tile.num_pieces > 1) {
+      float* to = a.partial_row(at, at.tile.piece, row[h]);
+#pragma unroll
+      for (int i = 0; i < D / 8; ++i) {
+        *reinterpret_cast<float2*>(to + 8 * i + 2 * (threadIdx.x % 4)) =
+            make_float2(rows.sums[4 * i + 2 * h], rows.sums[4 * i + 2 * h + 1]);
+      }
+      if (threadIdx.x % 4 == 0) {
+        *reinterpret_cast<float2*>(to + D) = make_float2(rows.max[h] * a.scale_log2, weight);
+      }
+      continue;
+    }
     T* to = a.out + (at.first_token + row[h] / group) * a.out_stride +
             (at.kv_head * group + row[h] % group) * D + 2 * (threadIdx.x % 4);
     const float factor = 1 / weight;
@@ -266,17 +275,7 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_kernel(AttentionArgs<T> a,
   // The last tiles have the most keys: they begin first.
   const int index = a.plan->num_tiles - 1 - static_cast<int>(blockIdx.x);
   if (index < 0) return;
-  Place at;
-  at.sequence = a.tiles[index].x;
-  at.first_row = a.tiles[index].y;
-  at.kv_head = blockIdx.y;
-  const int group = a.group();
-  at.first_token = a.cu_tokens[at.sequence];
-  at.num_rows = (a.cu_tokens[at.sequence + 1] - at.first_token) * group;
-  at.first_position = a.positions[at.first_token];
-  const int last_row = min(at.first_row + kPrefillRows, at.num_rows) - 1;
-  at.end = at.first_position + last_row / group + 1;
-  at.begin = a.first_key(at.first_position + at.first_row / group) / kBox * kBox;
+  const PrefillPlace at = a.place(index, blockIdx.y);
 
   extern __shared__ uint8_t unaligned[];
   Tiles tiles;

@@ -22,15 +22,11 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(AttentionArgs<T> a) {
   // The last tiles have the most keys: they begin first.
   const int index = a.plan->num_tiles - 1 - static_cast<int>(blockIdx.x);
   if (index < 0) return;
-  const int sequence = a.tiles[index].x, first_row = a.tiles[index].y;
-  const int kv_head = blockIdx.y, group = a.group();
-  const int first_token = a.cu_tokens[sequence];
-  const int num_rows = (a.cu_tokens[sequence + 1] - first_token) * group;
-  const int first_position = a.positions[first_token];
-  const int last_row = min(first_row + kPrefillRows, num_rows) - 1;
-  const int end = first_position + last_row / group + 1;
-  const int begin = a.first_key(first_position + first_row / group) / kPrefillKeys * kPrefillKeys;
-  const uint32_t* table = a.block_tables[sequence];
+  const PrefillPlace at = a.place(index, blockIdx.y);
+  const int kv_head = at.kv_head, first_row = at.tile.first_row, num_rows = at.num_rows;
+  const int first_position = at.first_position, begin = at.begin, end = at.end;
+  const int group = a.group();
+  const uint32_t* table = a.block_tables[at.tile.sequence];
 
   const int g = threadIdx.x % 32 / 4;
   int position[2], oldest[2];
@@ -45,7 +41,7 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(AttentionArgs<T> a) {
     const int token = min(row, num_rows - 1) / group;
     position[h] = first_position + token;
     oldest[h] = a.first_key(position[h]);
-    token_row[h] = first_token + token;
+    token_row[h] = at.first_token + token;
     head[h] = kv_head * group + row % group;
     q_rows[h] = inside[h] ? a.q + token_row[h] * a.q_stride + head[h] * D : nullptr;
   }
@@ -86,7 +82,43 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(AttentionArgs<T> a) {
   rows.finish();
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    if (inside[h]) rows.store(a.out + token_row[h] * a.out_stride + head[h] * D, h);
+    if (!inside[h]) continue;
+    if (at.tile.num_pieces == 1) {
+      rows.store(a.out + token_row[h] * a.out_stride + head[h] * D, h);
+    } else {
+      rows.store_partial(
+          a.partial_row(at, at.tile.piece, first_row + threadIdx.x / 32 * 16 + g + 8 * h), h);
+    }
+  }
+}
+
+// One block a tile and KV head, of which only first pieces have anything to do; a warp a row.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) combine_prefill_kernel(AttentionArgs<T> a) {
+  begin_kernel();
+  const int index = blockIdx.x;
+  if (index >= a.plan->num_tiles || a.tiles[index].num_pieces == 1 || a.tiles[index].piece > 0) {
+    return;
+  }
+  const PrefillPlace at = a.place(index, blockIdx.y);
+  const int group = a.group(), lane = threadIdx.x % 32, d = a.head_dim;
+  const int end = min(at.tile.first_row + kPrefillRows, at.num_rows);
+  for (int row = at.tile.first_row + threadIdx.x / 32; row < end; row += kWarps) {
+    const auto part = [&](int piece) { return a.partial_row(at, piece, row); };
+    float max = -INFINITY, weight = 0;
+    for (int p = 0; p < at.tile.num_pieces; ++p) max = fmaxf(max, part(p)[d]);
+    for (int p = 0; p < at.tile.num_pieces; ++p) {
+      weight += part(p)[d + 1] * fast_exp2(part(p)[d] - max);
+    }
+    T* to = a.out + (at.first_token + row / group) * a.out_stride +
+            (at.kv_head * group + row % group) * d;
+    for (int i = lane; i < d; i += 32) {
+      float sum = 0;
+      for (int p = 0; p < at.tile.num_pieces; ++p) {
+        sum += part(p)[i] * fast_exp2(part(p)[d] - max);
+      }
+      to[i] = from_float<T>(sum / weight);
+    }
   }
 }
 
@@ -103,6 +135,13 @@ void prefill_attention(const AttentionArgs<T>& args, int max_tiles, cudaStream_t
     launch("prefill attention", prefill_kernel<T, D>, grid, kThreads, kShared, stream, args);
   });
 }
+template <typename T>
+void combine_prefill(const AttentionArgs<T>& args, int max_tiles, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(max_tiles), static_cast<unsigned>(args.num_kv_heads));
+  launch("combining prefill attention", combine_prefill_kernel<T>, grid, kThreads, 0, stream, args);
+}
+template void combine_prefill(const AttentionArgs<__half>&, int, cudaStream_t);
+template void combine_prefill(const AttentionArgs<__nv_bfloat16>&, int, cudaStream_t);
 template void prefill_attention(const AttentionArgs<__half>&, int, cudaStream_t);
 template void prefill_attention(const AttentionArgs<__nv_bfloat16>&, int, cudaStream_t);
 

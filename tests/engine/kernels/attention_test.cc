@@ -101,6 +101,19 @@ TEST_P(AttentionTest, DecodeBesidePrefill) {
   }
 }
 
+// Few rows far into long prompts: their keys are cut where there is more than one multiprocessor
+// for each tile of rows.
+TEST_P(AttentionTest, ShortChunksOfLongPrompts) {
+  for (const int32_t window : {0, 1700}) {
+    for (const auto& s : {shape(8, 2, 64, 4, window), shape(4, 1, 128, 4, window),
+             shape(3, 3, 96, 4, window), shape(8, 8, 128, 4, window)}) {
+      check({4100, 513, 2050}, {20, 1, 3}, s, 16, 3);
+      check({70, 3333, 1100}, {1, 40, 300}, s, 64, 17);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST_P(AttentionTest, LongContextsOfOddShapes) {
   for (const auto& s : {shape(3, 1, 80, 4), shape(8, 1, 96, 4), shape(2, 2, 256, 4),
            shape(4, 1, 16, 4), shape(9, 3, 64, 4, 513)}) {
