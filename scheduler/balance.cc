@@ -60,7 +60,13 @@ double Scheduler::time_limit() const {
   // Where as many wait for a first token as for the next one, none is served by holding back.
   const bool protects = size(Phase::kPrefill) + size(Phase::kWaiting) < size(Phase::kDecode);
   if (!protects || config_.max_stretch <= 0) return longest;
-  return std::min(longest, config_.max_stretch * step_seconds(last_decodes_));
+  // What a step costs for having prompts at all would leave them nothing of a small stretch: they
+  // get as much again.
+  StepWork mixed = last_decodes_;
+  mixed.add_prefill(0, 1);
+  const double decodes = step_seconds(last_decodes_);
+  return std::min(
+      longest, std::max(config_.max_stretch * decodes, 2 * step_seconds(mixed) - decodes));
 }
 
 // How many of `count` prompt tokens from position `first` on the step takes within the limit.

@@ -92,31 +92,30 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(AttentionArgs<T> a) {
   }
 }
 
-// One block a tile and KV head, of which only first pieces have anything to do; a warp a row.
+// One block a tile and KV head; the blocks of a tile's pieces share its rows, a warp takes one.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) combine_prefill_kernel(AttentionArgs<T> a) {
   begin_kernel();
   const int index = blockIdx.x;
-  if (index >= a.plan->num_tiles || a.tiles[index].num_pieces == 1 || a.tiles[index].piece > 0) {
-    return;
-  }
+  if (index >= a.plan->num_tiles || a.tiles[index].num_pieces == 1) return;
   const PrefillPlace at = a.place(index, blockIdx.y);
   const int group = a.group(), lane = threadIdx.x % 32, d = a.head_dim;
+  const int count = at.tile.num_pieces;
   const int end = min(at.tile.first_row + kPrefillRows, at.num_rows);
-  for (int row = at.tile.first_row + threadIdx.x / 32; row < end; row += kWarps) {
+  for (int row = at.tile.first_row + at.tile.piece * kWarps + threadIdx.x / 32; row < end;
+       row += count * kWarps) {
     const auto part = [&](int piece) { return a.partial_row(at, piece, row); };
-    float max = -INFINITY, weight = 0;
-    for (int p = 0; p < at.tile.num_pieces; ++p) max = fmaxf(max, part(p)[d]);
-    for (int p = 0; p < at.tile.num_pieces; ++p) {
-      weight += part(p)[d + 1] * fast_exp2(part(p)[d] - max);
-    }
+    float max = -INFINITY, weight = 0;  // a lane a piece
+    for (int p = lane; p < count; p += 32) max = fmaxf(max, part(p)[d]);
+    max = warp_reduce(max, Max());
+    for (int p = lane; p < count; p += 32) weight += part(p)[d + 1] * fast_exp2(part(p)[d] - max);
+    weight = warp_reduce(weight, Sum());
     T* to = a.out + (at.first_token + row / group) * a.out_stride +
             (at.kv_head * group + row % group) * d;
     for (int i = lane; i < d; i += 32) {
       float sum = 0;
-      for (int p = 0; p < at.tile.num_pieces; ++p) {
-        sum += part(p)[i] * fast_exp2(part(p)[d] - max);
-      }
+#pragma unroll 8
+      for (int p = 0; p < count; ++p) sum += part(p)[i] * fast_exp2(part(p)[d] - max);
       to[i] = from_float<T>(sum / weight);
     }
   }
