@@ -18,13 +18,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
 namespace millrace {
 
-// A file in memory, open under `path()` for as long as this lives.
+// A file in memory, open under `path()` for as long as this lives: `bytes`, then `zeros`.
 class InputFile {
  public:
-  explicit InputFile(std::string_view bytes) : fd_(memfd_create("fuzz", MFD_CLOEXEC)) {
-    if (fd_ < 0 || write(fd_, bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) {
-      std::abort();
-    }
+  explicit InputFile(std::string_view bytes, size_t zeros = 0)
+      : fd_(memfd_create("fuzz", MFD_CLOEXEC)) {
+    const auto size = static_cast<ssize_t>(bytes.size());
+    if (fd_ < 0 || write(fd_, bytes.data(), bytes.size()) != size) std::abort();
+    if (ftruncate(fd_, size + static_cast<ssize_t>(zeros)) != 0) std::abort();
   }
   ~InputFile() { close(fd_); }
   InputFile(const InputFile&) = delete;
