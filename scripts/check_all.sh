@@ -1,7 +1,13 @@
 #!/usr/bin/env bash
-# Everything: scripts/test.sh, then the long tests (more prompts and more tokens; about an hour).
+# Everything: scripts/test.sh, then the long tests (more prompts and more tokens; about an hour), then
+# ten minutes of fuzzing for each reader of model files.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-[ $# = 0 ] || { echo "usage: scripts/check_all.sh"; [ "$1" = -h ] || [ "$1" = --help ]; exit; }
+case ${1:-600} in
+  *[!0-9]*)
+    echo "usage: scripts/check_all.sh [SECONDS of fuzzing a reader, 600 unless told otherwise]"
+    [ "$1" = -h ] || [ "$1" = --help ]
+    exit ;;
+esac
 
 "$root/scripts/test.sh"
 step "Long tests"
@@ -9,3 +15,5 @@ MILLRACE_WALK_COMMITS=420000 "$build_dir/tests/scheduler_walk_test"  # 10^7 step
 use_cargo
 export MILLRACE_TEST_MODEL=$root/$model
 "$venv_dir/bin/python" -m pytest -m long tests/blackbox
+step "Fuzzing"
+"$root/scripts/fuzz.sh" "${1:-600}"

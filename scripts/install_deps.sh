@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Installs what Millrace builds and runs with, on Debian 12 and Ubuntu 24.04. What is there already
 # is left alone; when nothing is missing it ends at once.
-#   scripts/install_deps.sh [--tests] [--list]
+#   scripts/install_deps.sh [--tests] [--fuzz] [--list]
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-with_tests=no list_only=no
+with_tests=no with_fuzz=no list_only=no
 for arg in "$@"; do
   case $arg in
     --tests) with_tests=yes ;;
+    --fuzz) with_fuzz=yes ;;
     --list) list_only=yes ;;
     -h | --help)
-      echo "usage: scripts/install_deps.sh [--tests] [--list]"
+      echo "usage: scripts/install_deps.sh [--tests] [--fuzz] [--list]"
       echo "  --tests  also what scripts/test.sh needs"
+      echo "  --fuzz   also what scripts/fuzz.sh needs"
       echo "  --list   only say what is missing; ends with 1 if anything is"
       exit 0 ;;
     *) die "install_deps.sh: unknown argument '$arg' (see --help)" ;;
@@ -72,6 +74,9 @@ need has_venv -- Python 3 with venv -- python3 python3-venv
 need test -e /etc/ssl/certs/ca-certificates.crt -- certificates -- ca-certificates
 if [ "$with_tests" = yes ]; then
   need has_file gtest/gtest.h -- GoogleTest -- libgtest-dev
+fi
+if [ "$with_fuzz" = yes ]; then
+  need has_command clang++-19 -- clang 19 with its libFuzzer -- clang-19 libclang-rt-19-dev
 fi
 rust_missing=no
 if ! has_cargo; then

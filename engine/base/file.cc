@@ -12,7 +12,8 @@
 namespace millrace {
 
 File::File(const std::string& path, ExitCode exit_code) : path_(path), exit_code_(exit_code) {
-  fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: a pipe under that name is refused below instead of waited for.
+  fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd_ < 0) {
     throw Error(exit_code, "cannot open '{}': {}", path, std::strerror(errno));
   }

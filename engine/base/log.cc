@@ -8,6 +8,7 @@
 #include <iterator>
 #include <memory>
 
+#include "engine/base/one_line.h"
 #include "engine/base/status.h"
 
 namespace millrace::log {
@@ -48,7 +49,7 @@ void write(Level level, std::string_view message) {
   if (!enabled(level)) return;
   constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::debug, spdlog::level::info,
       spdlog::level::warn, spdlog::level::err, spdlog::level::off};
-  logger().log(kLevels[static_cast<size_t>(level)], message);
+  logger().log(kLevels[static_cast<size_t>(level)], one_line(message));
 }
 
 }  // namespace millrace::log

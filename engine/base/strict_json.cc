@@ -6,6 +6,8 @@
 #include <cmath>
 #include <vector>
 
+#include "engine/base/one_line.h"
+
 namespace millrace {
 namespace {
 
@@ -41,7 +43,7 @@ class Handler {
     const auto first = keys_.end() - static_cast<std::ptrdiff_t>(n);
     std::sort(first, keys_.end());
     if (const auto twice = std::adjacent_find(first, keys_.end()); twice != keys_.end())
-      refuse("the key '" + twice->substr(0, 64) + "' is given twice");
+      refuse("the key '" + one_line(twice->substr(0, 64)) + "' is given twice");
     keys_.erase(first, keys_.end());
     stack_.push_object(n);
     return counted();

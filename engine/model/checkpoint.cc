@@ -100,7 +100,7 @@ void check_tensors(const StoredModel& model, const std::string& path) {
     if (!stored.readable) {
       throw Error(ExitCode::kModel,
           "tensor '{}' of '{}' is stored as {}; supported are F32, F16 and BF16, and in GGUF files "
-          "also Q8_0, Q4_0 and Q4_1: use a file of one of these types",
+          "also Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K and IQ4_NL: use a file of one of these",
           expected.name, path, stored.type_name);
     }
   }
@@ -126,7 +126,9 @@ std::string model_name(const fs::path& path) {
 std::optional<DType> readable_dtype(std::string_view type_name) {
   constexpr std::pair<std::string_view, DType> kReadable[] = {{"F32", DType::kF32},
       {"F16", DType::kF16}, {"BF16", DType::kBF16}, {"Q8_0", DType::kQ8_0}, {"Q4_0", DType::kQ4_0},
-      {"Q4_1", DType::kQ4_1}};
+      {"Q4_1", DType::kQ4_1}, {"Q5_0", DType::kQ5_0}, {"Q5_1", DType::kQ5_1}, {"Q2_K", DType::kQ2K},
+      {"Q3_K", DType::kQ3K}, {"Q4_K", DType::kQ4K}, {"Q5_K", DType::kQ5K}, {"Q6_K", DType::kQ6K},
+      {"IQ4_NL", DType::kIq4Nl}};
   for (const auto& [name, dtype] : kReadable) {
     if (name == type_name) return dtype;
   }

@@ -21,8 +21,8 @@ namespace fs = std::filesystem;
 namespace json = boost::json;
 
 constexpr uint64_t kMaxConfig = 4 << 20;
-constexpr uint64_t kMaxTokenizer = 256 << 20;
-constexpr uint64_t kMaxIndex = 256 << 20;
+constexpr uint64_t kMaxTokenizer = 64 << 20;
+constexpr uint64_t kMaxIndex = 64 << 20;
 constexpr std::string_view kIndex = "model.safetensors.index.json";
 constexpr std::string_view kSingle = "model.safetensors";
 
@@ -84,8 +84,9 @@ void add_file(const Folder& folder, const std::string& name, StoredModel& model)
     const auto [entry, fresh] = model.tensors.emplace(tensor, std::move(stored));
     if (!fresh) {
       throw Error(ExitCode::kModel,
-          "tensor '{}' lies in two files of '{}'; download the model again", entry->first,
-          folder.path());
+          "tensor '{}' lies in two files of '{}', {} and {}; download the model again",
+          entry->first, folder.path(),
+          fs::path(model.files[entry->second.file].path()).filename().string(), name);
     }
   }
 }
@@ -143,8 +144,10 @@ void read_shards(const Folder& folder, StoredModel& model) {
       index.fail("tensor '{}' is not in the file {}; download the model again", tensor, file);
     }
   }
-  if (weight_map.size() != model.tensors.size()) {
-    index.fail("the files hold tensors that 'weight_map' does not name; download the model again");
+  for (const auto& [tensor, stored] : model.tensors) {
+    if (weight_map.contains(tensor)) continue;
+    index.fail("'weight_map' does not name the tensor '{}' of {}; download the model again", tensor,
+        files[stored.file]);
   }
   check_total_size(index, model);
 }

@@ -6,6 +6,7 @@
 #include <array>
 #include <boost/json/value.hpp>
 #include <cstring>
+#include <filesystem>
 #include <iterator>
 
 #include "engine/base/bytes.h"
@@ -24,6 +25,7 @@ constexpr uint64_t kMaxElements = 16'000'000;  // of all arrays: a vocabulary, i
 constexpr uint64_t kMaxPairs = 65'536;
 constexpr uint64_t kMaxTensors = 1'000'000;
 constexpr uint32_t kMaxDims = 4;
+constexpr int64_t kMaxParts = 65'535;  // of a split model; the key has 16 bits
 
 // Types of metadata values, as numbered by the format.
 enum ValueType : uint32_t {
@@ -159,6 +161,9 @@ StoredTensor read_tensor_info(Cursor& in, const std::string& name) {
   if (tensor.type_name.empty()) tensor.type_name = fmt::format("GGUF type {}", type);
   const auto dtype = readable_dtype(tensor.type_name);
   tensor.readable = dtype.has_value();
+  if (!tensor.readable && !tensor.type_name.starts_with("GGUF")) {
+    tensor.type_name += fmt::format(" (GGUF type {})", type);
+  }
   tensor.info.dtype = dtype.value_or(DType::kF32);
   tensor.offset = in.get<uint64_t>();
   return tensor;
@@ -166,7 +171,7 @@ StoredTensor read_tensor_info(Cursor& in, const std::string& name) {
 
 // Turns offsets into file offsets and holds every range against the file and its neighbours.
 void place_tensors(GgufFile& gguf, const Cursor& in, uint64_t alignment) {
-  const uint64_t file_size = gguf.file.size();
+  const uint64_t file_size = gguf.files[0].size();
   const uint64_t data = (in.position() + alignment - 1) / alignment * alignment;
   struct Placed {
     uint64_t begin, end;
@@ -186,7 +191,7 @@ void place_tensors(GgufFile& gguf, const Cursor& in, uint64_t alignment) {
         blocks > (file_size - data - tensor.offset) / static_cast<uint64_t>(type.block_bytes)) {
       throw Error(ExitCode::kModel,
           "'{}' ends before its tensor '{}': the file is torn; copy or download it again",
-          gguf.file.path(), name);
+          gguf.files[0].path(), name);
     }
     tensor.offset += data;
     tensor.bytes = blocks * static_cast<uint64_t>(type.block_bytes);
@@ -210,11 +215,10 @@ void check_version(Cursor& in) {
   }
 }
 
-}  // namespace
-
-GgufFile read_gguf(const std::string& path) {
-  GgufFile gguf{File(path, ExitCode::kModel), {}, {}};
-  Cursor in(gguf.file);
+GgufFile read_part(const std::string& path) {
+  GgufFile gguf;
+  gguf.files.emplace_back(path, ExitCode::kModel);
+  Cursor in(gguf.files[0]);
   check_version(in);
   const uint64_t num_tensors = in.count(/*smallest=*/32, kMaxTensors, "tensors");
   const uint64_t num_pairs = in.count(/*smallest=*/13, kMaxPairs, "metadata pairs");
@@ -235,6 +239,68 @@ GgufFile read_gguf(const std::string& path) {
     if (!fresh) in.fail("the tensor '{}' is listed twice", entry->first);
   }
   place_tensors(gguf, in, static_cast<uint64_t>(alignment));
+  return gguf;
+}
+
+// The path of part `no` (from 0) of `count` that lies beside the first.
+std::string part_path(const JsonFields& first, const std::string& path, int64_t no, int64_t count) {
+  const auto ending = [count](int64_t part) {
+    return fmt::format("-{:05}-of-{:05}.gguf", part + 1, count);
+  };
+  if (!path.ends_with(ending(0))) {
+    first.fail("it is the first of {} parts, but its name does not end in {}; rename it", count,
+        ending(0));
+  }
+  std::string part = path.substr(0, path.size() - ending(0).size()) + ending(no);
+  namespace fs = std::filesystem;
+  std::error_code code;
+  if (!fs::exists(part, code)) first.fail("its part '{}' is missing; download it", part);
+  // A link is followed where the first part's goes (Hugging Face's cache), and nowhere else.
+  if (fs::canonical(part, code).parent_path() != fs::canonical(path, code).parent_path()) {
+    first.fail(
+        "its part '{}' is a link that leaves the model's folder; put the file itself there", part);
+  }
+  return part;
+}
+
+void add_part(GgufFile& gguf, const std::string& path, int64_t no, int64_t count) {
+  GgufFile part = read_part(path);
+  if (part.fields().integer("split.no", 0, kMaxParts) != no ||
+      part.fields().integer("split.count", 0, kMaxParts) != count) {
+    part.fields().fail(
+        "it is not part {} of {} ('split.no', 'split.count'); download it again", no + 1, count);
+  }
+  for (auto& [name, tensor] : part.tensors) {
+    tensor.file = static_cast<size_t>(no);
+    const auto [entry, fresh] = gguf.tensors.emplace(name, std::move(tensor));
+    if (!fresh) {
+      part.fields().fail("its tensor '{}' is also in '{}'; download them again", name,
+          gguf.files[entry->second.file].path());
+    }
+  }
+  gguf.files.push_back(std::move(part.files[0]));
+}
+
+}  // namespace
+
+GgufFile read_gguf(const std::string& path) {
+  GgufFile gguf = read_part(path);
+  const JsonFields fields = gguf.fields();
+  const int64_t count = fields.integer("split.count", 0, kMaxParts).value_or(0);
+  const int64_t no = fields.integer("split.no", 0, kMaxParts).value_or(0);
+  if (no != 0) {
+    fields.fail("it is part {} of {} of a split model; give the first part", no + 1, count);
+  }
+  for (int64_t i = 1; i < count; ++i) {
+    add_part(gguf, part_path(fields, path, i, count), i, count);
+  }
+  const auto total = fields.integer("split.tensors.count", 0, kMaxTensors);
+  if (total && *total != static_cast<int64_t>(gguf.tensors.size())) {
+    fields.fail(
+        "'split.tensors.count' is {}, but its {} files have {} tensors: they do not belong "
+        "together; download the model again",
+        *total, gguf.files.size(), gguf.tensors.size());
+  }
   return gguf;
 }
 

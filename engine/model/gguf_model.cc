@@ -107,7 +107,8 @@ void read_freq_factors(const GgufFile& gguf, ModelConfig& config) {
   }
   std::vector<float>& factors = config.rope.freq_factors;
   factors.resize(count);
-  gguf.file.read_at(tensor.offset, {reinterpret_cast<uint8_t*>(factors.data()), count * 4});
+  gguf.files[tensor.file].read_at(
+      tensor.offset, {reinterpret_cast<uint8_t*>(factors.data()), count * 4});
   for (const float f : factors) {
     if (!std::isfinite(f) || f <= 0) gguf.fields().fail("'rope_freqs.weight' is not positive");
   }
@@ -150,9 +151,6 @@ ModelConfig read_config(const GgufFile& gguf, const std::string& path) {
     metadata.fail("the architecture '{}' is not supported; supported are: {}", architecture,
         supported_families());
   }
-  if (metadata.integer("split.count", 0, 65'535).value_or(0) > 1) {
-    metadata.fail("it is one part of a split model; join the parts with llama-gguf-split --merge");
-  }
   const auto embedding = gguf.tensors.find("token_embd.weight");
   if (embedding == gguf.tensors.end() || embedding->second.info.shape.size() != 2 ||
       embedding->second.info.shape[0] > ConfigLimits::kVocab) {
@@ -190,7 +188,7 @@ StoredModel read_gguf_model(const std::string& path) {
   if (!model.config.eos_token_ids.empty()) {
     model.eos_token = token_text(metadata, model.config.eos_token_ids.front());
   }
-  model.files.push_back(std::move(gguf.file));
+  model.files = std::move(gguf.files);
   for (auto& [name, tensor] : gguf.tensors) {
     std::string known = hf_name(name);
     if (!known.empty()) model.tensors.emplace(std::move(known), std::move(tensor));

@@ -13,10 +13,13 @@ namespace millrace {
 
 namespace json = boost::json;
 
+// Sixteen bytes a value; the largest checkpoints have about 100,000 tensors of 9 values.
+constexpr size_t kMaxValues = 4 << 20;
+
 json::object parse_json_object(std::string_view text, const std::string& where) {
   json::value value;
   try {
-    value = parse_strict_json(text, {.negative_zero = false});
+    value = parse_strict_json(text, {.max_values = kMaxValues, .negative_zero = false});
   } catch (const JsonError& error) {
     throw Error(ExitCode::kModel, "{} is not valid JSON: {}; copy or download it again", where,
         error.what());

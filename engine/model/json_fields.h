@@ -9,12 +9,14 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/base/one_line.h"
 #include "engine/base/status.h"
 
 namespace millrace {
 
 // Parses `text` into an object. `where` names the file in errors. Throws Error(kModel): not UTF-8,
-// not JSON, deeper than 64 levels, a key given twice, a number beyond a double, not an object.
+// not JSON, deeper than 64 levels, more than four million values, a key given twice, a number
+// beyond a double, not an object.
 boost::json::object parse_json_object(std::string_view text, const std::string& where);
 
 // Typed access to one object's fields. A field that is null counts as absent. Throws Error(kModel)
@@ -42,8 +44,8 @@ class JsonFields {
   // "<where>: <message>", as Error(kModel).
   template <typename... Args>
   [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) const {
-    throw Error(
-        ExitCode::kModel, "{}: {}", where_, fmt::format(format, std::forward<Args>(args)...));
+    throw Error(ExitCode::kModel,
+        one_line(where_ + ": " + fmt::format(format, std::forward<Args>(args)...)));
   }
 
  private:

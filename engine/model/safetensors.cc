@@ -59,7 +59,7 @@ void check_metadata(const File& file, const json::value& metadata) {
 
 // A list of exactly `count` (or any, at most kMaxDims) unsigned integers.
 std::vector<int64_t> unsigned_list(
-    const File& file, const JsonFields& entry, std::string_view key, std::optional<size_t> count) {
+    const JsonFields& entry, std::string_view key, std::optional<size_t> count) {
   const json::value* list = entry.find(key);
   if (list == nullptr || !list->is_array() || list->as_array().size() > kMaxDims ||
       (count && list->as_array().size() != *count)) {
@@ -68,7 +68,7 @@ std::vector<int64_t> unsigned_list(
   std::vector<int64_t> numbers;
   for (const json::value& number : list->as_array()) {
     if (!number.is_int64() || number.as_int64() < 0) {
-      fail(file, "'{}' of a tensor holds something that is not a size", key);
+      entry.fail("'{}' holds something that is not a size", key);
     }
     numbers.push_back(number.as_int64());
   }
@@ -91,8 +91,8 @@ StoredTensor read_entry(const File& file, const std::string& name, const json::v
   const auto dtype = readable_dtype(tensor.type_name);
   tensor.readable = dtype.has_value();
   tensor.info.dtype = dtype.value_or(DType::kF32);
-  tensor.info.shape = unsigned_list(file, entry, "shape", std::nullopt);
-  const auto offsets = unsigned_list(file, entry, "data_offsets", 2);
+  tensor.info.shape = unsigned_list(entry, "shape", std::nullopt);
+  const auto offsets = unsigned_list(entry, "data_offsets", 2);
   const int64_t count = checked_count(tensor.info.shape);
   int64_t bits = 0;
   if (count < 0 || __builtin_mul_overflow(count, int64_t{type->bits}, &bits) || bits % 8 != 0) {

@@ -32,6 +32,8 @@ class Tokenizer {
   std::string token_bytes(int32_t id) const;
   // Number of ids, added tokens included: ids are in [0, vocab_size).
   int32_t vocab_size() const;
+  // The same without the added tokens.
+  int32_t ordinary_size() const;
 
  private:
   friend class Detokenizer;

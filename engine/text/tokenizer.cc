@@ -88,6 +88,8 @@ std::string Tokenizer::token_bytes(int32_t id) const {
 
 int32_t Tokenizer::vocab_size() const { return mr_tokenizer_vocab_size(handle_.get()); }
 
+int32_t Tokenizer::ordinary_size() const { return mr_tokenizer_ordinary_size(handle_.get()); }
+
 Detokenizer::Detokenizer(std::shared_ptr<const Tokenizer> tokenizer,
     std::span<const int32_t> prompt_tail, bool skip_special)
     : tokenizer_(std::move(tokenizer)),

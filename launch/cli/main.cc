@@ -10,6 +10,7 @@
 
 #include "comm/mpi_world.h"
 #include "engine/base/log.h"
+#include "engine/base/one_line.h"
 #include "launch/cli/command_line.h"
 #include "launch/cluster/worker_main.h"
 
@@ -42,7 +43,7 @@ int run(const std::vector<std::string>& args) {
 }
 
 int report(ExitCode code, const char* message) {
-  fmt::print(stderr, "millrace: {}\n", message);
+  fmt::print(stderr, "millrace: {}\n", one_line(message));
   return static_cast<int>(code);
 }
 

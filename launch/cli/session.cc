@@ -1,7 +1,10 @@
 #include "launch/cli/session.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <openssl/sha.h>
 
+#include <array>
 #include <chrono>
 #include <ctime>
 
@@ -17,23 +20,53 @@ namespace {
 constexpr uint64_t kMaxTemplateBytes = 1 << 20;
 constexpr auto kLossDelay = std::chrono::seconds(1);
 
-ModelContext make_context(const Options& options, const Engine& engine) {
-  const Checkpoint& checkpoint = engine.model();
+// A tokenizer of another model would turn text into ids that mean something else, or nothing.
+// Added tokens beyond the embedding are known (Gemma 3): text that names one is refused.
+void check_tokenizer(
+    const Tokenizer& tokenizer, const Checkpoint& checkpoint, const std::string& path) {
+  const int32_t rows = checkpoint.config().vocab_size;
+  if (tokenizer.ordinary_size() > rows) {
+    throw Error(ExitCode::kModel,
+        "the tokenizer of '{}' has ids up to {}, the embedding only {} rows: they do not belong "
+        "together; download the model again",
+        path, tokenizer.ordinary_size() - 1, rows);
+  }
+  std::array<uint8_t, SHA256_DIGEST_LENGTH> hash{};
+  const std::string& text = checkpoint.tokenizer_json();
+  SHA256(reinterpret_cast<const uint8_t*>(text.data()), text.size(), hash.data());
+  log::info("tokenizer: {} ids, SHA-256 {:02x}", tokenizer.vocab_size(), fmt::join(hash, ""));
+}
+
+// What `parse` gives; its error names the file or model at `path`.
+template <typename Parse>
+auto naming(const std::string& path, const Parse& parse) {
+  try {
+    return parse();
+  } catch (const Error& error) {
+    throw Error(error.exit_code(), "'{}': {}", path, error.what());
+  }
+}
+
+// All but max_model_len, which the engine knows. Nothing is started before this has passed.
+ModelContext make_context(const Options& options, const Checkpoint& checkpoint) {
+  const std::string& path = options.launch.engine.model_path;
   ModelContext model;
   model.name = options.served_model_name.empty() ? checkpoint.name() : options.served_model_name;
   if (!checkpoint.tokenizer_json().empty()) {
-    model.tokenizer = Tokenizer::from_json(checkpoint.tokenizer_json());
+    model.tokenizer =
+        naming(path, [&] { return Tokenizer::from_json(checkpoint.tokenizer_json()); });
+    check_tokenizer(*model.tokenizer, checkpoint, path);
   }
   const std::string source =
       options.chat_template.empty()
           ? checkpoint.chat_template()
           : read_file(options.chat_template, kMaxTemplateBytes, ExitCode::kInput);
   if (!source.empty()) {
-    model.chat_template =
-        ChatTemplate::parse(source, checkpoint.bos_token(), checkpoint.eos_token());
+    model.chat_template = naming(options.chat_template.empty() ? path : options.chat_template, [&] {
+      return ChatTemplate::parse(source, checkpoint.bos_token(), checkpoint.eos_token());
+    });
   }
   model.vocab_size = checkpoint.config().vocab_size;
-  model.max_model_len = engine.max_model_len();
   model.eos_token_ids = checkpoint.config().eos_token_ids;
   model.created = std::time(nullptr);
   return model;
@@ -59,19 +92,24 @@ Session::Session(const Options& options, Text text, Engine::OnLost on_lost) {
       : ranks == 1                      ? "1 GPU"
                                         : fmt::format("{} GPUs", ranks),
       options.device_reason);
-  const auto loss = std::make_shared<std::promise<Finished>>();
-  lost_ = loss->get_future();
-  engine_ = Engine::start(launch, [loss, on_lost = std::move(on_lost)](const Finished& finished) {
-    loss->set_value(finished);
-    if (on_lost) on_lost(finished);
-  });
-  model_ = make_context(options, *engine_);
+  const auto checkpoint = open_checkpoint(config.model_path, config.dummy_weights);
+  model_ = make_context(options, *checkpoint);
   if (text == Text::kNeeded && model_.tokenizer == nullptr) {
     throw Error(ExitCode::kModel,
         "{} has no tokenizer: put its tokenizer.json beside the weights, or "
         "run `millrace bench`, which needs none",
-        options.launch.engine.model_path);
+        config.model_path);
   }
+  const auto loss = std::make_shared<std::promise<Finished>>();
+  lost_ = loss->get_future();
+  engine_ = Engine::start(
+      launch,
+      [loss, on_lost = std::move(on_lost)](const Finished& finished) {
+        loss->set_value(finished);
+        if (on_lost) on_lost(finished);
+      },
+      checkpoint);
+  model_.max_model_len = engine_->max_model_len();
 }
 
 void Session::throw_if_lost() const {

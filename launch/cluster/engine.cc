@@ -37,10 +37,11 @@ void check_layout(const ModelConfig& model, const EngineConfig& engine) {
 }  // namespace
 
 struct Engine::Impl {
-  Impl(const LaunchConfig& launch, OnLost on_lost)
+  Impl(const LaunchConfig& launch, OnLost on_lost, std::shared_ptr<const Checkpoint> opened)
       : config(launch),
         mode(choose_mode(launch.engine, launched_by_mpi() ? launcher_size() : -1)),
-        checkpoint(open_checkpoint(launch.engine.model_path, launch.engine.dummy_weights)),
+        checkpoint(opened ? std::move(opened)
+                          : open_checkpoint(launch.engine.model_path, launch.engine.dummy_weights)),
         shell({.engine = launch.engine,
                   .max_queue = launch.max_queue,
                   .max_stretch = launch.max_itl_stretch,
@@ -109,8 +110,9 @@ struct Engine::Impl {
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 
-std::unique_ptr<Engine> Engine::start(const LaunchConfig& config, OnLost on_lost) {
-  auto impl = std::make_unique<Impl>(config, std::move(on_lost));
+std::unique_ptr<Engine> Engine::start(
+    const LaunchConfig& config, OnLost on_lost, std::shared_ptr<const Checkpoint> checkpoint) {
+  auto impl = std::make_unique<Impl>(config, std::move(on_lost), std::move(checkpoint));
   impl->wait_until_ready();
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }

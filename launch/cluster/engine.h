@@ -25,7 +25,9 @@ class Engine final : public EngineApi {
   // Blocks until every rank is ready, logging progress. Throws Error (nothing is left running).
   // `on_lost` is called once, on the coordinator's thread, if the replica ends unasked; every open
   // request got its end before. It must not throw.
-  static std::unique_ptr<Engine> start(const LaunchConfig& config, OnLost on_lost);
+  // `checkpoint`: the configured model, when it is open already.
+  static std::unique_ptr<Engine> start(const LaunchConfig& config, OnLost on_lost,
+      std::shared_ptr<const Checkpoint> checkpoint = nullptr);
   // Open requests end as unavailable, workers exit, children are reaped.
   ~Engine() override;
   Engine(const Engine&) = delete;

@@ -220,7 +220,7 @@ void linear(const LinearArgs& a) {
     case DType::kQ8_0: return linear_as<WeightQ8_0>(a);
     case DType::kQ4_0: return linear_as<WeightQ4_0>(a);
     case DType::kQ4_1: return linear_as<WeightQ4_1>(a);
-    case DType::kI32: return;  // refused by CpuOps
+    default: return;  // refused by CpuOps
   }
 }
 
@@ -232,7 +232,7 @@ void widen(const uint8_t* row, DType dtype, int64_t n, float* out) {
     case DType::kQ8_0: return widen_as<WeightQ8_0>(row, n, out);
     case DType::kQ4_0: return widen_as<WeightQ4_0>(row, n, out);
     case DType::kQ4_1: return widen_as<WeightQ4_1>(row, n, out);
-    case DType::kI32: return;  // refused by widen_rows
+    default: return;  // refused by widen_rows
   }
 }
 

@@ -33,6 +33,8 @@ bool mr_tokenizer_encode(const mr_tokenizer* tokenizer, mr_bytes text, bool add_
     mr_buffer* ids, mr_buffer* error);
 /* One more than the largest id. */
 int32_t mr_tokenizer_vocab_size(const mr_tokenizer* tokenizer);
+/* The same without the added tokens. */
+int32_t mr_tokenizer_ordinary_size(const mr_tokenizer* tokenizer);
 /* Spaces the decoder takes off the start of a text (SentencePiece puts one there). */
 int32_t mr_tokenizer_leading_spaces(const mr_tokenizer* tokenizer);
 /* The bytes an id stands for, lent by the tokenizer; false when there is no such id. */

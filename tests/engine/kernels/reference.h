@@ -48,7 +48,7 @@ inline double weight_value(const uint8_t* row, DType dtype, int64_t k) {
     case DType::kQ8_0: return half_value(block) * static_cast<int8_t>(block[2 + i]);
     case DType::kQ4_0: return half_value(block) * (nibble(block + 2) - 8);
     case DType::kQ4_1: return half_value(block) * nibble(block + 4) + half_value(block + 2);
-    case DType::kI32: break;
+    default: break;
   }
   return NAN;
 }

@@ -54,6 +54,44 @@ TEST_F(Gguf, ReadsValuesAndPlaces) {
   EXPECT_EQ(u.offset + 32, bytes.size());
 }
 
+TEST_F(Gguf, KnowsTheBlocksOfEachType) {
+  struct Row {
+    uint32_t number;
+    DType dtype;
+    uint64_t bytes;  // of 256 elements
+  };
+  for (const Row& row : std::vector<Row>{{0, DType::kF32, 1024}, {1, DType::kF16, 512},
+           {30, DType::kBF16, 512}, {2, DType::kQ4_0, 144}, {3, DType::kQ4_1, 160},
+           {6, DType::kQ5_0, 176}, {7, DType::kQ5_1, 192}, {8, DType::kQ8_0, 272},
+           {10, DType::kQ2K, 84}, {11, DType::kQ3K, 110}, {12, DType::kQ4K, 144},
+           {13, DType::kQ5K, 176}, {14, DType::kQ6K, 210}, {20, DType::kIq4Nl, 144}}) {
+    const GgufFile gguf = read(GgufBuilder().tensor("t", {256}, row.number, row.bytes));
+    const StoredTensor& t = gguf.tensors.at("t");
+    EXPECT_TRUE(t.readable) << row.number;
+    EXPECT_EQ(t.info.dtype, row.dtype) << row.number;
+    EXPECT_EQ(t.bytes, row.bytes) << row.number;
+  }
+}
+
+// The refusals of split models are in tests/blackbox/broken_gguf.py.
+TEST_F(Gguf, ReadsSplitModels) {
+  const auto part = [](uint32_t no) {
+    GgufBuilder builder;
+    return builder.u32("split.no", no).u32("split.count", 3).u32("split.tensors.count", 3);
+  };
+  const std::string first = dir_ / "s-00001-of-00003.gguf";
+  const std::string second = part(1).tensor("b", {8}, 0, 32).tensor("c", {4}, 0, 16).build();
+  write_file(first, part(0).text("general.name", "x").tensor("a", {4}, 0, 16).build());
+  write_file(dir_ / "s-00002-of-00003.gguf", second);
+  write_file(dir_ / "s-00003-of-00003.gguf", part(2).build());
+  const GgufFile gguf = read_gguf(first);
+  ASSERT_EQ(gguf.files.size(), 3u);
+  EXPECT_EQ(gguf.fields().text("general.name"), "x");
+  EXPECT_EQ(gguf.tensors.at("a").file, 0u);
+  EXPECT_EQ(gguf.tensors.at("c").file, 1u);
+  EXPECT_EQ(gguf.tensors.at("c").offset + 32, second.size());
+}
+
 TEST_F(Gguf, RefusesBrokenFiles) {
   const auto refused = [&](GgufBuilder builder, const char* message) {
     expect_model_error([&] { read(builder); }, message);
@@ -136,7 +174,7 @@ TEST_F(Gguf, RefusesModelsWeWouldGetWrong) {
   };
   refused(GgufBuilder().text("general.architecture", "bert"), "supported are: llama");
   refused(GgufBuilder(), "architecture '' is not supported");
-  refused(small_llama().u32("split.count", 2), "llama-gguf-split --merge");
+  refused(small_llama().u32("split.count", 2), "does not end in -00001-of-00002.gguf");
   refused(small_llama().u32("llama.expert_count", 8), "'llama.expert_count'");
   refused(small_llama().u32("llama.rope.dimension_count", 8), "'llama.rope.dimension_count'");
   refused(small_llama().u32("llama.vocab_size", 5), "'llama.vocab_size'");
@@ -145,7 +183,8 @@ TEST_F(Gguf, RefusesModelsWeWouldGetWrong) {
   refused(small_llama().u32("tokenizer.ggml.bos_token_id", 4), "bos_token_id");
   refused(small_llama().tensor("blk.0.attn_q.bias", {32}, 0, 128), "self_attn.k_proj.bias");
   refused(small_llama().tensor("output.weight", {32, 5}, 0, 640), "[5, 32]");
-  refused(small_llama().tensor("output.weight", {32, 4}, 12, 128), "stored as Q4_K");
+  refused(small_llama().tensor("output.weight", {32, 4}, 12, 128), "whole q4_k blocks");
+  refused(small_llama().tensor("output.weight", {32, 4}, 16, 128), "IQ2_XXS (GGUF type 16)");
   refused(small_llama().tensor("output.weight", {32, 4}, 77, 128), "GGUF type 77");
   refused(small_llama().tensor("rope_freqs.weight", {4}, 0, 32), "'rope_freqs.weight'");
 }

@@ -6,6 +6,7 @@
 mod python;
 mod template;
 mod tokenizer;
+mod tokenizer_file;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
@@ -150,6 +151,13 @@ pub unsafe extern "C" fn mr_tokenizer_encode(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mr_tokenizer_vocab_size(tokenizer: *const TextTokenizer) -> i32 {
     unsafe { &*tokenizer }.vocab_size()
+}
+
+/// # Safety
+/// See millrace_text.h.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mr_tokenizer_ordinary_size(tokenizer: *const TextTokenizer) -> i32 {
+    unsafe { &*tokenizer }.ordinary_size
 }
 
 /// # Safety

@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 
-use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
+
+use crate::tokenizer_file::TokenizerFile;
 
 /// A tokenizer's ids index tables here and in the engine: a larger one is a broken file.
 const MAX_VOCAB_SIZE: usize = 1 << 24;
@@ -14,6 +15,8 @@ pub struct TextTokenizer {
     tokenizer: Tokenizer,
     pieces: Vec<Option<Piece>>,
     pub leading_spaces: i32,
+    /// One more than the largest id that is not an added token's.
+    pub ordinary_size: i32,
 }
 
 pub struct Piece {
@@ -23,16 +26,19 @@ pub struct Piece {
 
 impl TextTokenizer {
     pub fn from_json(json: &[u8]) -> Result<Self, String> {
+        let file = TokenizerFile::read(json)?;
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
         // A file may keep the limits of the corpus it was made for; ours are the engine's.
         tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
         tokenizer.with_padding(None);
-        check_added_ids(json, &tokenizer)?;
+        file.check_added_ids(&tokenizer)?;
         let mut decoder = Decoder::default();
         let steps = serde_json::to_value(tokenizer.get_decoder()).map_err(|e| e.to_string())?;
         decoder.read(&steps)?;
         let pieces = pieces(&tokenizer, &decoder)?;
-        Ok(TextTokenizer { tokenizer, pieces, leading_spaces: decoder.leading_spaces })
+        let ordinary_size = ordinary_size(&tokenizer);
+        let leading_spaces = decoder.leading_spaces;
+        Ok(TextTokenizer { tokenizer, pieces, leading_spaces, ordinary_size })
     }
 
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, String> {
@@ -55,29 +61,11 @@ impl TextTokenizer {
     }
 }
 
-/// The library numbers an added token that the model's vocabulary lacks by itself, whatever the
-/// file says: text would silently become other ids than the model was trained on.
-fn check_added_ids(json: &[u8], tokenizer: &Tokenizer) -> Result<(), String> {
-    #[derive(Deserialize)]
-    struct File {
-        #[serde(default)]
-        added_tokens: Vec<Added>,
-    }
-    #[derive(Deserialize)]
-    struct Added {
-        id: u32,
-        content: String,
-    }
-    let file: File = serde_json::from_slice(json).map_err(|e| e.to_string())?;
-    for token in file.added_tokens {
-        if tokenizer.token_to_id(&token.content) != Some(token.id) {
-            return Err(format!(
-                "its added token {:?} cannot keep the id {}: another token or a gap is in the way",
-                token.content, token.id
-            ));
-        }
-    }
-    Ok(())
+fn ordinary_size(tokenizer: &Tokenizer) -> i32 {
+    let added = tokenizer.get_added_tokens_decoder();
+    let vocab = tokenizer.get_vocab(false);
+    let largest = vocab.values().filter(|id| !added.contains_key(id)).max();
+    largest.map_or(0, |id| *id as i32 + 1)
 }
 
 fn pieces(tokenizer: &Tokenizer, decoder: &Decoder) -> Result<Vec<Option<Piece>>, String> {
