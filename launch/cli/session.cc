@@ -68,8 +68,10 @@ Session::Session(const Options& options, Text text, Engine::OnLost on_lost) {
   model_ = make_context(options, *engine_);
   if (text == Text::kNeeded && model_.tokenizer == nullptr) {
     throw Error(ExitCode::kModel,
-        "{} has no tokenizer: put its tokenizer.json beside the weights, or "
-        "run `millrace bench`, which needs none",
+        "{0} has no tokenizer: put its tokenizer.json beside the weights (a folder that has only "
+        "tokenizer.model: python3 -c \"from transformers import AutoTokenizer as T; "
+        "T.from_pretrained('{0}').save_pretrained('{0}')\"), or run `millrace bench`, which needs "
+        "none",
         options.launch.engine.model_path);
   }
 }
