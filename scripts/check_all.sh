@@ -14,6 +14,7 @@ step "Long tests"
 MILLRACE_WALK_COMMITS=420000 "$build_dir/tests/scheduler_walk_test"  # 10^7 steps
 use_cargo
 export MILLRACE_TEST_MODEL=$root/$model
+"$venv_dir/bin/python" -m pytest -m long tests/oracle  # 10,000 lines a vocabulary
 "$venv_dir/bin/python" -m pytest -m long tests/blackbox
 step "Fuzzing"
 "$root/scripts/fuzz.sh" "${1:-600}"

@@ -117,6 +117,10 @@ fi
 step "Rust"
 rust_format
 
+step "Tokenizers and templates against the Python libraries"
+"$venv_dir/bin/python" -m pytest -q --junit-xml "$results/oracle.xml" tests/oracle >&2 || true
+counted "oracle" "$results/oracle.xml"
+
 step "The program from outside"
 "$venv_dir/bin/python" -m pytest -q --durations=8 -m "not long" \
   --junit-xml "$results/blackbox.xml" tests/blackbox >&2 || true

@@ -129,8 +129,9 @@ std::vector<int32_t> end_tokens(const JsonFields& metadata, int32_t vocab_size) 
       metadata.texts("tokenizer.ggml.tokens").value_or(std::vector<std::string_view>());
   const auto types = metadata.numbers("tokenizer.ggml.token_type").value_or(std::vector<double>());
   constexpr double kControl = 3;
+  constexpr std::string_view kTurnEnds[] = {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"};
   for (size_t i = 0; i < std::min(tokens.size(), types.size()); ++i) {
-    const bool ends_turn = tokens[i] == "<|eot_id|>" || tokens[i] == "<|im_end|>";
+    const bool ends_turn = std::ranges::find(kTurnEnds, tokens[i]) != std::end(kTurnEnds);
     if (types[i] == kControl && ends_turn) add(static_cast<int64_t>(i));
   }
   return ids;

@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <array>
+#include <boost/archive/iterators/base64_from_binary.hpp>
+#include <boost/archive/iterators/transform_width.hpp>
 #include <boost/json/serialize.hpp>
 #include <boost/json/value.hpp>
 #include <cmath>
+#include <deque>
 #include <optional>
 #include <tuple>
 #include <unordered_map>
@@ -40,19 +43,38 @@ constexpr std::string_view kLlama3Split =
 constexpr std::string_view kQwen2Split =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N})"
     R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+// Words are cut where small letters end and capitals begin.
+constexpr std::string_view kTekkenSplit =
+    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
+    R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
+    R"(|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kGpt4oSplit =
+    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
+    R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
+    R"(|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr std::array kPreTokenizers = {
     PreTokenizer{.name = "gpt-2"},
+    PreTokenizer{.name = "olmo"},
     PreTokenizer{.name = "smollm", .single_digits = true},
     PreTokenizer{
         .name = "llama-bpe", .split = kLlama3Split, .ignore_merges = true, .add_bos = true},
     PreTokenizer{.name = "llama3", .split = kLlama3Split, .ignore_merges = true, .add_bos = true},
+    PreTokenizer{.name = "llama-v3", .split = kLlama3Split, .ignore_merges = true, .add_bos = true},
     PreTokenizer{.name = "qwen2", .split = kQwen2Split, .nfc = true},
+    PreTokenizer{.name = "deepseek-r1-qwen", .split = kQwen2Split},
+    PreTokenizer{.name = "dbrx", .split = kLlama3Split},  // OLMo 2, Phi-4
+    PreTokenizer{.name = "gpt-4o", .split = kGpt4oSplit},
+    PreTokenizer{.name = "tekken", .split = kTekkenSplit, .ignore_merges = true, .add_bos = true},
 };
 
 struct Vocabulary {
-  std::vector<std::string_view> tokens;                 // of the metadata
+  std::vector<std::string_view> tokens;                 // of the metadata or `respelled`
   std::vector<TokenType> types;                         // one per token
   std::unordered_map<std::string_view, int64_t> index;  // token -> id
+  std::deque<std::string> respelled;
+  std::optional<int64_t> unknown;  // the token of what the vocabulary lacks
 };
 
 Vocabulary read_vocabulary(const JsonFields& metadata, int32_t vocab_size) {
@@ -62,13 +84,18 @@ Vocabulary read_vocabulary(const JsonFields& metadata, int32_t vocab_size) {
     metadata.fail(
         "the vocabulary has {} tokens, the embedding only {} rows", tokens->size(), vocab_size);
   }
-  Vocabulary vocabulary{*tokens, std::vector(tokens->size(), kNormal), {}};
+  const auto last = static_cast<int64_t>(tokens->size()) - 1;
+  Vocabulary vocabulary{*tokens, std::vector(tokens->size(), kNormal), {}, {},
+      metadata.integer("tokenizer.ggml.unknown_token_id", 0, last)};
   if (const auto types = metadata.numbers("tokenizer.ggml.token_type")) {
     if (types->size() != tokens->size()) metadata.fail("token types and tokens differ in number");
     for (size_t i = 0; i < types->size(); ++i) {
       const double type = (*types)[i];
       if (!(type >= 1 && type <= 6)) metadata.fail("token {} has no valid type", i);
       vocabulary.types[i] = static_cast<TokenType>(static_cast<int>(type));
+      if (vocabulary.types[i] == kUnknown && !vocabulary.unknown) {
+        vocabulary.unknown = static_cast<int64_t>(i);
+      }
     }
   }
   vocabulary.index.reserve(tokens->size());
@@ -100,19 +127,28 @@ int64_t code_points(std::string_view text) {
   return std::ranges::count_if(text, [](char c) { return (c & 0xc0) != 0x80; });
 }
 
-// SentencePiece stores scores, not merges: every way to make a token of two others is a merge, the
-// best score first (as transformers rebuilds them, so that ties fall alike).
-std::vector<Merge> merges_from_scores(const JsonFields& metadata, const Vocabulary& vocabulary) {
-  const auto scores = metadata.numbers("tokenizer.ggml.scores");
-  const auto& tokens = vocabulary.tokens;
-  if (!scores || scores->size() != tokens.size()) {
+std::vector<double> scores_of(const JsonFields& metadata, const Vocabulary& vocabulary) {
+  auto scores = metadata.numbers("tokenizer.ggml.scores");
+  if (!scores || scores->size() != vocabulary.tokens.size()) {
     metadata.fail("'tokenizer.ggml.scores' is missing or has not one score per token");
   }
+  for (size_t id = 0; id < scores->size(); ++id) {
+    if (std::isnan((*scores)[id])) metadata.fail("the score of token {} is not a number", id);
+  }
+  return *std::move(scores);
+}
+
+// SentencePiece stores scores, not merges: every way to make a token of two others is a merge, the
+// best score first (as transformers rebuilds them, so that ties fall alike). User-defined tokens
+// take no part: they are found whole.
+std::vector<Merge> merges_from_scores(const JsonFields& metadata, const Vocabulary& vocabulary) {
+  const std::vector<double> scores = scores_of(metadata, vocabulary);
+  const auto& tokens = vocabulary.tokens;
   const auto find_text = [&](std::string_view text) -> std::optional<int64_t> {
     const auto found = vocabulary.index.find(text);
     if (found == vocabulary.index.end()) return std::nullopt;
     const TokenType type = vocabulary.types[static_cast<size_t>(found->second)];
-    return type == kNormal || type == kUserDefined ? std::optional(found->second) : std::nullopt;
+    return type == kNormal ? std::optional(found->second) : std::nullopt;
   };
   // What decides the order, the first difference first: score and lengths (in code points)
   // downwards, so negative here, then the ids of the whole and its parts.
@@ -120,7 +156,6 @@ std::vector<Merge> merges_from_scores(const JsonFields& metadata, const Vocabula
   std::vector<std::pair<Rank, Merge>> ranked;
   size_t looked_up = 0;
   for (size_t id = 0; id < tokens.size(); ++id) {
-    if (std::isnan((*scores)[id])) metadata.fail("the score of token {} is not a number", id);
     const auto whole = find_text(tokens[id]);
     looked_up += tokens[id].size() * tokens[id].size();
     if (looked_up > kMaxLookups || ranked.size() > kMaxMerges) {
@@ -130,8 +165,8 @@ std::vector<Merge> merges_from_scores(const JsonFields& metadata, const Vocabula
       const Merge merge(tokens[id].substr(0, cut), tokens[id].substr(cut));
       const auto left = find_text(merge.first), right = find_text(merge.second);
       if (!left || !right) continue;
-      ranked.emplace_back(Rank(-(*scores)[id], -code_points(merge.first),
-                              -code_points(merge.second), *whole, *left, *right),
+      ranked.emplace_back(Rank(-scores[id], -code_points(merge.first), -code_points(merge.second),
+                              *whole, *left, *right),
           merge);
     }
   }
@@ -155,13 +190,20 @@ json::object bpe_model(const Vocabulary& vocabulary, const std::vector<Merge>& m
       {"merges", std::move(pairs)}};
 }
 
-json::array added_tokens(const Vocabulary& vocabulary) {
+// Phi's added tokens swallow the blanks around them; GGUF has no field for that, so it goes by the
+// architecture: Phi-3 (SentencePiece) those behind, Phi-4 (dbrx) those on both sides.
+json::array added_tokens(const JsonFields& metadata, const Vocabulary& vocabulary) {
+  const bool phi = metadata.text("general.architecture") == "phi3";
+  const bool phi3 = phi && metadata.text("tokenizer.ggml.model") == "llama";
+  const bool phi4 = phi && metadata.text("tokenizer.ggml.pre") == "dbrx";
   json::array added;
   for (size_t i = 0; i < vocabulary.tokens.size(); ++i) {
     const TokenType type = vocabulary.types[i];
     if (type != kUnknown && type != kControl && type != kUserDefined) continue;
-    added.push_back(json::object{{"id", i}, {"content", vocabulary.tokens[i]},
-        {"single_word", false}, {"lstrip", false}, {"rstrip", false}, {"normalized", false},
+    const std::string_view token = vocabulary.tokens[i];
+    const bool plain = token == "<unk>" || token == "<s>" || token == "<|endoftext|>";
+    added.push_back(json::object{{"id", i}, {"content", token}, {"single_word", false},
+        {"lstrip", phi4}, {"rstrip", phi4 || (phi3 && !plain)}, {"normalized", false},
         {"special", type != kUserDefined}});
   }
   return added;
@@ -172,8 +214,8 @@ json::object byte_level(bool use_regex) {
       {"use_regex", use_regex}};
 }
 
-json::object replace(std::string_view from, std::string_view to) {
-  return {{"type", "Replace"}, {"pattern", json::object{{"String", from}}}, {"content", to}};
+json::object replace(std::string_view from, std::string_view to, std::string_view kind = "String") {
+  return {{"type", "Replace"}, {"pattern", json::object{{kind, from}}}, {"content", to}};
 }
 
 json::value pre_tokenizer_of(const PreTokenizer& pre) {
@@ -190,8 +232,8 @@ json::value pre_tokenizer_of(const PreTokenizer& pre) {
 }
 
 // Puts BOS before and EOS behind a text, as the file asks; null when it asks for neither.
-json::value post_processor(
-    const JsonFields& metadata, const Vocabulary& vocabulary, bool add_bos_if_silent) {
+json::value post_processor(const JsonFields& metadata, const Vocabulary& vocabulary,
+    bool bos_if_silent, bool eos_if_silent) {
   json::object special_tokens;
   const auto special = [&](const std::string& which, bool if_silent) -> std::string_view {
     const auto asked = metadata.boolean(fmt::format("tokenizer.ggml.add_{}_token", which));
@@ -204,8 +246,8 @@ json::value post_processor(
         json::object{{"id", token}, {"ids", json::array{*id}}, {"tokens", json::array{token}}};
     return token;
   };
-  const std::string_view bos = special("bos", add_bos_if_silent);
-  const std::string_view eos = special("eos", false);
+  const std::string_view bos = special("bos", bos_if_silent);
+  const std::string_view eos = special("eos", eos_if_silent);
   if (special_tokens.empty()) return nullptr;
   json::array single, pair;
   const auto add = [](json::array& to, std::string_view kind, std::string_view id, int type) {
@@ -222,13 +264,14 @@ json::value post_processor(
       {"special_tokens", std::move(special_tokens)}};
 }
 
-std::string assemble(const Vocabulary& vocabulary, json::value normalizer, json::value pre,
-    json::value post, json::value decoder, json::object model) {
-  return json::serialize(
-      json::object{{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr},
-          {"added_tokens", added_tokens(vocabulary)}, {"normalizer", std::move(normalizer)},
-          {"pre_tokenizer", std::move(pre)}, {"post_processor", std::move(post)},
-          {"decoder", std::move(decoder)}, {"model", std::move(model)}});
+std::string assemble(const JsonFields& metadata, const Vocabulary& vocabulary,
+    json::value normalizer, json::value pre, json::value post, json::value decoder,
+    json::object model) {
+  return json::serialize(json::object{{"version", "1.0"}, {"truncation", nullptr},
+      {"padding", nullptr}, {"added_tokens", added_tokens(metadata, vocabulary)},
+      {"normalizer", std::move(normalizer)}, {"pre_tokenizer", std::move(pre)},
+      {"post_processor", std::move(post)}, {"decoder", std::move(decoder)},
+      {"model", std::move(model)}});
 }
 
 std::string byte_level_tokenizer(const JsonFields& metadata, const Vocabulary& vocabulary) {
@@ -250,37 +293,95 @@ std::string byte_level_tokenizer(const JsonFields& metadata, const Vocabulary& v
   model["ignore_merges"] = pre->ignore_merges;
   json::value normalizer = nullptr;
   if (pre->nfc) normalizer = json::object{{"type", "NFC"}};
-  return assemble(vocabulary, std::move(normalizer), pre_tokenizer_of(*pre),
-      post_processor(metadata, vocabulary, pre->add_bos), byte_level(true), std::move(model));
+  return assemble(metadata, vocabulary, std::move(normalizer), pre_tokenizer_of(*pre),
+      post_processor(metadata, vocabulary, pre->add_bos, false), byte_level(true),
+      std::move(model));
 }
 
-std::string sentencepiece_tokenizer(const JsonFields& metadata, const Vocabulary& vocabulary) {
+json::object sentencepiece_bpe(const JsonFields& metadata, const Vocabulary& vocabulary) {
   const auto lines = metadata.texts("tokenizer.ggml.merges");
   json::object model = bpe_model(vocabulary,
       lines ? listed_merges(metadata, *lines) : merges_from_scores(metadata, vocabulary));
   model["fuse_unk"] = true;
   model["byte_fallback"] = true;
-  const auto unknown = std::ranges::find(vocabulary.types, kUnknown);
-  if (unknown != vocabulary.types.end()) {
-    model["unk_token"] = vocabulary.tokens[static_cast<size_t>(unknown - vocabulary.types.begin())];
+  if (vocabulary.unknown) {
+    model["unk_token"] = vocabulary.tokens[static_cast<size_t>(*vocabulary.unknown)];
   }
-  // SentencePiece's dummy prefix: one space before a text (and before each stretch between special
-  // tokens), taken off again when decoding.
-  const bool prefix = metadata.boolean("tokenizer.ggml.add_space_prefix").value_or(true);
+  return model;
+}
+
+json::object unigram(const JsonFields& metadata, const Vocabulary& vocabulary) {
+  const std::vector<double> scores = scores_of(metadata, vocabulary);
+  if (!vocabulary.unknown) metadata.fail("the vocabulary has no unknown token");
+  json::array vocab;
+  vocab.reserve(scores.size());
+  for (size_t i = 0; i < scores.size(); ++i) {
+    vocab.push_back(json::array{vocabulary.tokens[i], scores[i]});
+  }
+  const bool has_bytes = std::ranges::find(vocabulary.types, kByte) != vocabulary.types.end();
+  return {{"type", "Unigram"}, {"unk_id", *vocabulary.unknown}, {"vocab", std::move(vocab)},
+      {"byte_fallback", has_bytes}};
+}
+
+// SentencePiece's rules of rewriting characters, compiled: base64 of the file's bytes.
+std::string charsmap(const std::vector<double>& numbers) {
+  namespace iterators = boost::archive::iterators;
+  using Base64 = iterators::base64_from_binary<iterators::transform_width<const char*, 6, 8>>;
+  std::string bytes;
+  for (const double n : numbers) bytes.push_back(static_cast<char>(static_cast<int>(n)));
+  bytes.append((3 - bytes.size() % 3) % 3, '\0');
+  std::string text(Base64(bytes.data()), Base64(bytes.data() + bytes.size()));
+  const size_t padding = (3 - numbers.size() % 3) % 3;
+  text.resize(text.size() - padding);
+  return text.append(padding, '=');
+}
+
+// User-defined tokens are found in the text as it was written, before its spaces become visible.
+void respell_user_defined(const JsonFields& metadata, Vocabulary& vocabulary) {
+  for (size_t i = 0; i < vocabulary.tokens.size(); ++i) {
+    std::string_view& token = vocabulary.tokens[i];
+    if (vocabulary.types[i] != kUserDefined || token.find(kSpace) == std::string::npos) continue;
+    std::string& text = vocabulary.respelled.emplace_back(token);
+    for (size_t at; (at = text.find(kSpace)) != std::string::npos; text[at] = ' ') {
+      text.erase(at, kSpace.size() - 1);
+    }
+    token = text;
+    if (!vocabulary.index.emplace(token, static_cast<int64_t>(i)).second) {
+      metadata.fail("token {} is in the vocabulary twice", i);
+    }
+  }
+}
+
+std::string sentencepiece_tokenizer(
+    const JsonFields& metadata, Vocabulary& vocabulary, bool is_unigram) {
+  respell_user_defined(metadata, vocabulary);
   json::array normalizers;
   json::array decoders;
   decoders.push_back(replace(kSpace, " "));
   decoders.push_back(json::object{{"type", "ByteFallback"}});
   decoders.push_back(json::object{{"type", "Fuse"}});
-  if (prefix) {
+  if (const auto rules = metadata.numbers("tokenizer.ggml.precompiled_charsmap")) {
+    normalizers.push_back(
+        json::object{{"type", "Precompiled"}, {"precompiled_charsmap", charsmap(*rules)}});
+  }
+  if (metadata.boolean("tokenizer.ggml.remove_extra_whitespaces") == true) {
+    normalizers.push_back(replace("\\A +| +\\z", "", "Regex"));
+    normalizers.push_back(replace(" {2,}", " ", "Regex"));
+  }
+  // SentencePiece's dummy prefix: one space before a text (and before each stretch between added
+  // tokens), taken off again when decoding.
+  if (metadata.boolean("tokenizer.ggml.add_space_prefix").value_or(true)) {
     normalizers.push_back(json::object{{"type", "Prepend"}, {"prepend", kSpace}});
     decoders.push_back(
         json::object{{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
   }
   normalizers.push_back(replace(" ", kSpace));
-  return assemble(vocabulary, {{"type", "Sequence"}, {"normalizers", std::move(normalizers)}},
-      nullptr, post_processor(metadata, vocabulary, /*add_bos_if_silent=*/true),
-      {{"type", "Sequence"}, {"decoders", std::move(decoders)}}, std::move(model));
+  return assemble(metadata, vocabulary,
+      {{"type", "Sequence"}, {"normalizers", std::move(normalizers)}}, nullptr,
+      post_processor(
+          metadata, vocabulary, /*bos_if_silent=*/!is_unigram, /*eos_if_silent=*/is_unigram),
+      {{"type", "Sequence"}, {"decoders", std::move(decoders)}},
+      is_unigram ? unigram(metadata, vocabulary) : sentencepiece_bpe(metadata, vocabulary));
 }
 
 }  // namespace
@@ -288,14 +389,16 @@ std::string sentencepiece_tokenizer(const JsonFields& metadata, const Vocabulary
 std::string make_tokenizer_json(const JsonFields& metadata, int32_t vocab_size) {
   const auto kind = metadata.text("tokenizer.ggml.model");
   if (!kind || *kind == "none" || *kind == "no_vocab") return {};
-  if (*kind != "gpt2" && *kind != "llama") {
+  if (*kind != "gpt2" && *kind != "llama" && *kind != "t5") {
     metadata.fail(
-        "the tokenizer '{}' (tokenizer.ggml.model) is not supported; supported are gpt2 and llama",
+        "the tokenizer '{}' (tokenizer.ggml.model) is not supported; supported are gpt2, llama and "
+        "t5",
         *kind);
   }
-  const Vocabulary vocabulary = read_vocabulary(metadata, vocab_size);
-  return *kind == "gpt2" ? byte_level_tokenizer(metadata, vocabulary)
-                         : sentencepiece_tokenizer(metadata, vocabulary);
+  Vocabulary vocabulary = read_vocabulary(metadata, vocab_size);
+  return *kind == "gpt2"
+             ? byte_level_tokenizer(metadata, vocabulary)
+             : sentencepiece_tokenizer(metadata, vocabulary, /*is_unigram=*/*kind == "t5");
 }
 
 }  // namespace millrace

@@ -10,13 +10,14 @@
 #include <string_view>
 #include <vector>
 
+struct mr_piece;
 struct mr_template;
 struct mr_tokenizer;
 
 namespace millrace {
 
 // A Hugging Face tokenizer (tokenizer.json).
-class Tokenizer {
+class Tokenizer : public std::enable_shared_from_this<Tokenizer> {
  public:
   // `json`: the bytes of tokenizer.json (GGUF models make one, engine/model/gguf_tokenizer.h).
   // Throws Error(kModel) saying what is wrong with it.
@@ -25,10 +26,10 @@ class Tokenizer {
   // Ids of `text` (UTF-8). With `add_special` the tokenizer's own post-processor adds BOS/EOS.
   // Throws RequestError(kInvalidArgument) when the text is not UTF-8 or the tokenizer refuses it.
   std::vector<int32_t> encode(std::string_view text, bool add_special) const;
-  // The bytes as text; invalid UTF-8 becomes U+FFFD. Unknown ids throw RequestError.
+  // The text of ids as the Python library decodes it, invalid UTF-8 as U+FFFD. Unknown ids throw
+  // RequestError.
   std::string decode(std::span<const int32_t> ids, bool skip_special) const;
-  // The raw bytes one id stands for (may be part of a UTF-8 character); special tokens give their
-  // text. For logprobs' `bytes`.
+  // The raw bytes one id stands for (may be part of a UTF-8 character). For logprobs' `bytes`.
   std::string token_bytes(int32_t id) const;
   // Number of ids, added tokens included: ids are in [0, vocab_size).
   int32_t vocab_size() const;
@@ -38,16 +39,14 @@ class Tokenizer {
  private:
   friend class Detokenizer;
   explicit Tokenizer(mr_tokenizer* handle);
-  // Appends the bytes of `id` to `bytes`, without the spaces that still lead the text; false when
-  // there is no such id. Special tokens add nothing when `skip_special`.
-  bool append(int32_t id, bool skip_special, int32_t& leading_spaces, std::string& bytes) const;
+  mr_piece piece(int32_t id) const;  // throws RequestError when there is no such id
 
   std::unique_ptr<mr_tokenizer, void (*)(mr_tokenizer*)> handle_;
 };
 
 // Incremental detokenizing of one stream: the concatenation of all pushes and finish() equals
 // decode() of all ids, and no push ever returns part of a UTF-8 character. A push costs the bytes
-// of its token, however long the stream is.
+// of its token and of what it ends, however long the stream is.
 class Detokenizer {
  public:
   // `prompt_tail`: the last prompt ids (up to ~8), so that the first token's leading space is
@@ -61,9 +60,14 @@ class Detokenizer {
   std::string finish();
 
  private:
+  std::string take_fallback();
+  std::string strip(std::string text);  // without the spaces that are still to be taken off
+
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::string pending_;     // bytes of a character that is not complete yet
+  std::string fallback_;    // a run of SentencePiece's byte tokens: what it is, its end decides
   int32_t leading_spaces_;  // spaces still to be taken off the start of the whole text
+  bool is_first_ = true;    // no token came yet that is not skipped
   bool skip_special_;
 };
 

@@ -1,8 +1,9 @@
-// Tokenizer over the Rust library: encoding is the library's, decoding joins the bytes of ids.
+// Tokenizer over the Rust library: encoding is the library's, decoding is a stream's whole text.
 // Detokenizer gives out the bytes of one stream's ids as soon as their characters are complete.
 #include <fmt/format.h>
 
 #include <cstring>
+#include <utility>
 
 #include "engine/base/status.h"
 #include "engine/text/rust_bytes.h"
@@ -11,6 +12,12 @@
 namespace millrace {
 
 namespace {
+
+constexpr std::string_view kReplacement = "\xef\xbf\xbd";  // U+FFFD
+
+std::string_view view(const mr_bytes& bytes) {
+  return {reinterpret_cast<const char*>(bytes.data), bytes.size};
+}
 
 // The part of `bytes` that is certain, as UTF-8 with U+FFFD for what is invalid; it is taken out
 // of `bytes`. Unless `last`, the start of an unfinished character stays there.
@@ -24,22 +31,6 @@ std::string take_utf8(std::string& bytes, bool last) {
 }  // namespace
 
 Tokenizer::Tokenizer(mr_tokenizer* handle) : handle_(handle, mr_tokenizer_free) {}
-
-bool Tokenizer::append(
-    int32_t id, bool skip_special, int32_t& leading_spaces, std::string& bytes) const {
-  mr_bytes rest{};
-  bool special = false;
-  if (!mr_tokenizer_piece(handle_.get(), id, &rest, &special)) return false;
-  if (special && skip_special) return true;
-  std::string_view piece(reinterpret_cast<const char*>(rest.data), rest.size);
-  while (leading_spaces > 0 && piece.starts_with(' ')) {
-    piece.remove_prefix(1);
-    --leading_spaces;
-  }
-  if (!piece.empty()) leading_spaces = 0;
-  bytes += piece;
-  return true;
-}
 
 std::shared_ptr<const Tokenizer> Tokenizer::from_json(std::string_view json) {
   mr_tokenizer* handle = nullptr;
@@ -65,25 +56,24 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special) 
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {
-  std::string bytes;
-  int32_t leading_spaces = mr_tokenizer_leading_spaces(handle_.get());
+  Detokenizer stream(shared_from_this(), {}, skip_special);
+  std::string text;
   for (const int32_t id : ids) {
-    if (!append(id, skip_special, leading_spaces, bytes)) {
-      throw RequestError(ErrorCode::kInvalidArgument,
-          fmt::format("Token id {} is not in the vocabulary (0 to {}).", id, vocab_size() - 1));
-    }
+    piece(id);
+    text += stream.push(id);
   }
-  return take_utf8(bytes, /*last=*/true);
+  return text + stream.finish();
 }
 
-std::string Tokenizer::token_bytes(int32_t id) const {
-  std::string bytes;
-  int32_t leading_spaces = 0;
-  if (!append(id, /*skip_special=*/false, leading_spaces, bytes)) {
+std::string Tokenizer::token_bytes(int32_t id) const { return std::string(view(piece(id).bytes)); }
+
+mr_piece Tokenizer::piece(int32_t id) const {
+  mr_piece piece{};
+  if (!mr_tokenizer_piece(handle_.get(), id, &piece)) {
     throw RequestError(ErrorCode::kInvalidArgument,
         fmt::format("Token id {} is not in the vocabulary (0 to {}).", id, vocab_size() - 1));
   }
-  return bytes;
+  return piece;
 }
 
 int32_t Tokenizer::vocab_size() const { return mr_tokenizer_vocab_size(handle_.get()); }
@@ -97,13 +87,51 @@ Detokenizer::Detokenizer(std::shared_ptr<const Tokenizer> tokenizer,
       skip_special_(skip_special) {
   // The prompt's text is not the stream's, but a character it began is.
   for (const int32_t id : prompt_tail) push(id);
+  if (!fallback_.empty()) strip(take_utf8(fallback_, /*last=*/false));
 }
 
 std::string Detokenizer::push(int32_t id) {
-  tokenizer_->append(id, skip_special_, leading_spaces_, pending_);
-  return take_utf8(pending_, /*last=*/false);
+  mr_piece piece{};
+  if (!mr_tokenizer_piece(tokenizer_->handle_.get(), id, &piece)) return {};
+  if (piece.special && skip_special_) return {};
+  const std::string_view bytes = view(is_first_ ? piece.first : piece.bytes);
+  is_first_ = false;
+  if (piece.fallback) {
+    fallback_ += bytes;
+    return {};
+  }
+  std::string text = take_fallback();
+  pending_ += bytes;
+  return strip(text + take_utf8(pending_, /*last=*/false));
 }
 
-std::string Detokenizer::finish() { return take_utf8(pending_, /*last=*/true); }
+std::string Detokenizer::finish() {
+  std::string text = take_fallback();
+  return strip(text + take_utf8(pending_, /*last=*/true));
+}
+
+// As the Python library: a run of such bytes is text, or each byte of it is invalid.
+std::string Detokenizer::take_fallback() {
+  const std::string run = std::exchange(fallback_, {});
+  std::string rest = run;
+  std::string text = take_utf8(rest, /*last=*/true);
+  if (text == run) return text;
+  text.clear();
+  for (size_t i = 0; i < run.size(); ++i) text += kReplacement;
+  return text;
+}
+
+std::string Detokenizer::strip(std::string text) {
+  size_t spaces = 0;
+  while (leading_spaces_ > 0 && spaces < text.size()) {
+    if (text[spaces] != ' ') {
+      leading_spaces_ = 0;
+    } else {
+      ++spaces;
+      --leading_spaces_;
+    }
+  }
+  return text.substr(spaces);
+}
 
 }  // namespace millrace

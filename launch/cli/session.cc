@@ -96,8 +96,10 @@ Session::Session(const Options& options, Text text, Engine::OnLost on_lost) {
   model_ = make_context(options, *checkpoint);
   if (text == Text::kNeeded && model_.tokenizer == nullptr) {
     throw Error(ExitCode::kModel,
-        "{} has no tokenizer: put its tokenizer.json beside the weights, or "
-        "run `millrace bench`, which needs none",
+        "{0} has no tokenizer: put its tokenizer.json beside the weights (a folder that has only "
+        "tokenizer.model: python3 -c \"from transformers import AutoTokenizer as T; "
+        "T.from_pretrained('{0}').save_pretrained('{0}')\"), or run `millrace bench`, which needs "
+        "none",
         config.model_path);
   }
   const auto loss = std::make_shared<std::promise<Finished>>();

@@ -37,8 +37,15 @@ int32_t mr_tokenizer_vocab_size(const mr_tokenizer* tokenizer);
 int32_t mr_tokenizer_ordinary_size(const mr_tokenizer* tokenizer);
 /* Spaces the decoder takes off the start of a text (SentencePiece puts one there). */
 int32_t mr_tokenizer_leading_spaces(const mr_tokenizer* tokenizer);
-/* The bytes an id stands for, lent by the tokenizer; false when there is no such id. */
-bool mr_tokenizer_piece(const mr_tokenizer* tokenizer, int32_t id, mr_bytes* piece, bool* special);
+/* What an id adds to a text, lent by the tokenizer. */
+typedef struct mr_piece {
+  mr_bytes bytes;
+  mr_bytes first; /* the same, where the id is the first that is not skipped */
+  bool special;
+  bool fallback; /* a byte of a character that the vocabulary lacks, as SentencePiece writes it */
+} mr_piece;
+/* False when there is no such id. */
+bool mr_tokenizer_piece(const mr_tokenizer* tokenizer, int32_t id, mr_piece* piece);
 
 /* Writes `bytes` as UTF-8 to `*text`, each invalid sequence as U+FFFD, and returns how many bytes
  * that took: unless `last`, the start of an unfinished character at the end is left. */

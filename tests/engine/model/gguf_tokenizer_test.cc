@@ -66,6 +66,60 @@ TEST(GgufTokenizer, AddsTheEndWhenAsked) {
   EXPECT_EQ(tokenizer->encode("ab<tool>a", /*add_special=*/false), (std::vector<int32_t>{3, 4, 1}));
 }
 
+// SentencePiece's pieces: 0 <unk>, 1 </s>, 2 "▁", 3 "a", 4 "▁a", 5 "▁▁" (user-defined), 6 a byte.
+json::object pieces(const std::string& model) {
+  json::object metadata;
+  metadata["tokenizer.ggml.model"] = model;
+  metadata["tokenizer.ggml.tokens"] =
+      json::array{"<unk>", "</s>", "\u2581", "a", "\u2581a", "\u2581\u2581", "<0x62>"};
+  metadata["tokenizer.ggml.token_type"] = json::array{2, 3, 1, 1, 1, 4, 6};
+  metadata["tokenizer.ggml.scores"] = json::array{0, 0, -3, -2, -1, 0, 0};
+  metadata["tokenizer.ggml.eos_token_id"] = uint64_t{1};
+  return metadata;
+}
+
+TEST(GgufTokenizer, Unigram) {
+  json::object metadata = pieces("t5");
+  const auto tokenizer = Tokenizer::from_json(make(metadata));
+  EXPECT_EQ(tokenizer->encode("a ab", /*add_special=*/true), (std::vector<int32_t>{4, 4, 6, 1}));
+  EXPECT_EQ(tokenizer->encode(" aa", /*add_special=*/false), (std::vector<int32_t>{2, 4, 3}));
+  metadata["tokenizer.ggml.remove_extra_whitespaces"] = true;
+  EXPECT_EQ(Tokenizer::from_json(make(metadata))->encode(" aa ", /*add_special=*/false),
+      (std::vector<int32_t>{4, 3}));
+  metadata["tokenizer.ggml.precompiled_charsmap"] = json::array{1, -1};
+  EXPECT_THROW(Tokenizer::from_json(make(metadata)), Error);
+  metadata["tokenizer.ggml.precompiled_charsmap"] = "no array";
+  EXPECT_THROW(make(metadata), Error);
+  metadata["tokenizer.ggml.token_type"] = json::array{1, 3, 1, 1, 1, 4, 6};
+  metadata.erase("tokenizer.ggml.precompiled_charsmap");
+  expect_model_error([&] { make(metadata); }, "no unknown token");
+  metadata["tokenizer.ggml.unknown_token_id"] = uint64_t{0};
+  EXPECT_EQ(Tokenizer::from_json(make(metadata))->vocab_size(), 7);
+}
+
+TEST(GgufTokenizer, UserDefinedPiecesAreFoundInTheText) {
+  json::object metadata = pieces("llama");
+  metadata["tokenizer.ggml.add_space_prefix"] = false;
+  const auto tokenizer = Tokenizer::from_json(make(metadata));
+  EXPECT_EQ(tokenizer->encode("a  a a", /*add_special=*/false), (std::vector<int32_t>{3, 5, 3, 4}));
+  EXPECT_EQ(tokenizer->decode(std::vector<int32_t>{3, 5, 3, 4}, /*skip_special=*/true), "a  a a");
+  metadata["tokenizer.ggml.tokens"].as_array()[3] = "  ";
+  expect_model_error([&] { make(metadata); }, "token 5 is in the vocabulary twice");
+}
+
+TEST(GgufTokenizer, PhiTokensSwallowBlanks) {
+  json::object metadata = pieces("llama");
+  metadata["general.architecture"] = "phi3";
+  const auto phi3 = Tokenizer::from_json(make(metadata));
+  EXPECT_EQ(phi3->encode("a </s> \n a", /*add_special=*/false), (std::vector<int32_t>{4, 2, 1, 4}));
+  EXPECT_EQ(phi3->encode("<unk> a", /*add_special=*/false), (std::vector<int32_t>{0, 2, 4}));
+  json::object byte_level = small_vocabulary("gpt2", "dbrx");
+  byte_level["general.architecture"] = "phi3";
+  byte_level["tokenizer.ggml.merges"] = json::array{};
+  EXPECT_EQ(Tokenizer::from_json(make(byte_level))->encode("a \n<s> b", /*add_special=*/false),
+      (std::vector<int32_t>{1, 0, 2}));
+}
+
 TEST(GgufTokenizer, NoVocabulary) { EXPECT_EQ(make(json::object()), ""); }
 
 TEST(GgufTokenizer, RefusesByName) {
@@ -73,10 +127,11 @@ TEST(GgufTokenizer, RefusesByName) {
     expect_model_error([&] { make(metadata); }, message);
   };
   refused(small_vocabulary("bert"), "the tokenizer 'bert'");
-  refused(small_vocabulary("gpt2", "tekken"), "the pre-tokenizer 'tekken'");
+  refused(small_vocabulary("gpt2", "falcon"), "the pre-tokenizer 'falcon'");
   refused(small_vocabulary("gpt2", ""), "the pre-tokenizer ''");
   refused(small_vocabulary(), "'tokenizer.ggml.merges' is missing");
   refused(small_vocabulary("llama"), "'tokenizer.ggml.scores'");
+  refused(small_vocabulary("t5"), "'tokenizer.ggml.scores'");
   expect_model_error([] { make(small_vocabulary(), 4); }, "only 4 rows");
 
   const auto with = [](const std::string& key, json::value value) {

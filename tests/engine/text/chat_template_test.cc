@@ -123,6 +123,9 @@ TEST(ChatTemplate, WritesValuesAsPythonDoes) {
       {"  {% if true %}\n  a\n  {% endif %}\nb\n", "  a\nb"},
       {"{%- generation -%} x {% endgeneration %}y", "x y"},
       {"{{ [1, 2, 3][::-1] }}{{ messages[-1] is defined }}", "[3, 2, 1]False"},
+      {"{{ none is iterable }} {{ missing is iterable }} {{ [v.s]|trim }}",
+          "False True [\"é</b>'\\n\"]"},
+      {"{{ ['\u200d\u00a0\U000e0001'] }}", "['\\u200d\\xa0\\U000e0001']"},
       {"{{ tools is none }} {{ documents is none }} {{ eos_token }}", "True True </s>"},
   };
   for (const auto& [source, expected] : cases) {
@@ -131,8 +134,6 @@ TEST(ChatTemplate, WritesValuesAsPythonDoes) {
         << source;
   }
 }
-
-TEST(ChatTemplate, NamesReasoningAsTransformersDoes) {}
 
 TEST(ChatTemplate, HasLimits) {
   EXPECT_NE(failure("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}"

@@ -98,7 +98,34 @@ TEST(Detokenizer, ContinuesThePrompt) {
   EXPECT_EQ(after_text.push(260), " a");
   // A character the prompt began belongs to the stream.
   Detokenizer in_character(tokenizer, Ids{1, 260, 3 + 0xe2, 3 + 0x82}, true);
-  EXPECT_EQ(in_character.push(3 + 0xac), "\u20AC");
+  EXPECT_EQ(in_character.push(3 + 0xac), "");
+  EXPECT_EQ(in_character.push(261), "\u20ACa");
+  // One that the prompt ended does not.
+  Detokenizer after_character(tokenizer, Ids{1, 260, 3 + 0xe2, 3 + 0x82, 3 + 0xac}, true);
+  EXPECT_EQ(after_character.push(261), "a");
+}
+
+TEST(Detokenizer, ARunOfByteTokensIsTextOrInvalidAsAWhole) {
+  const auto tokenizer = make(sentence_piece_tokenizer());
+  const auto stand_in = [](int byte) { return 3 + byte; };
+  Detokenizer detokenizer(tokenizer, Ids{1, 261}, true);
+  for (const int byte : {0xe2, 0x82, 0xac, 0x78}) EXPECT_EQ(detokenizer.push(stand_in(byte)), "");
+  EXPECT_EQ(detokenizer.push(1), "");  // skipped: the run goes on
+  EXPECT_EQ(detokenizer.push(261), "\u20ACxa");
+  for (const int byte : {0x78, 0xe2, 0x82}) EXPECT_EQ(detokenizer.push(stand_in(byte)), "");
+  EXPECT_EQ(detokenizer.push(261), "\uFFFD\uFFFD\uFFFDa");
+  EXPECT_EQ(detokenizer.push(stand_in(' ')), "");
+  EXPECT_EQ(detokenizer.finish(), " ");
+}
+
+TEST(Detokenizer, MetaspaceDropsTheSpacesOfTheFirstToken) {
+  auto json = sentence_piece_tokenizer();
+  json["decoder"] = {{"type", "Metaspace"}, {"replacement", "\u2581"}, {"prepend_scheme", "always"},
+      {"split", false}};
+  const auto tokenizer = make(json);
+  EXPECT_EQ(stream(tokenizer, {1, 263, 260}, /*skip_special=*/true), " a");
+  EXPECT_EQ(stream(tokenizer, {1, 263, 260}, /*skip_special=*/false), "<s>   a");
+  EXPECT_EQ(tokenizer->decode(Ids{263, 260}, /*skip_special=*/false), " a");
 }
 
 TEST(Detokenizer, GivesEveryTokenOfALongStreamAtOnce) {

@@ -48,6 +48,19 @@ impl Bytes {
         }
         unsafe { std::slice::from_raw_parts(self.data, self.size) }
     }
+
+    fn lend(bytes: &[u8]) -> Self {
+        Bytes { data: bytes.as_ptr(), size: bytes.len() }
+    }
+}
+
+/// `tokenizer::Piece`, lent to C.
+#[repr(C)]
+pub struct PieceView {
+    bytes: Bytes,
+    first: Bytes,
+    special: bool,
+    fallback: bool,
 }
 
 fn text<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, String> {
@@ -173,16 +186,19 @@ pub unsafe extern "C" fn mr_tokenizer_leading_spaces(tokenizer: *const TextToken
 pub unsafe extern "C" fn mr_tokenizer_piece(
     tokenizer: *const TextTokenizer,
     id: i32,
-    bytes: *mut Bytes,
-    special: *mut bool,
+    out: *mut PieceView,
 ) -> bool {
     let Some(piece) = unsafe { &*tokenizer }.piece(id) else {
         return false;
     };
-    unsafe {
-        bytes.write(Bytes { data: piece.bytes.as_ptr(), size: piece.bytes.len() });
-        special.write(piece.special);
-    }
+    let first = piece.first.as_ref().unwrap_or(&piece.bytes);
+    let view = PieceView {
+        bytes: Bytes::lend(&piece.bytes),
+        first: Bytes::lend(first),
+        special: piece.special,
+        fallback: piece.fallback,
+    };
+    unsafe { out.write(view) };
     true
 }
 

@@ -2,13 +2,18 @@
 //! `json.dumps()` write them, and some methods of `str`.
 
 use std::fmt::{Display, Write};
+use std::sync::LazyLock;
 
 use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
+use regex::Regex;
 
 /// Deeper values are refused before they can exhaust the stack.
 const MAX_DEPTH: usize = 256;
+
+/// What `repr` escapes: characters that are not printable, and blanks but the space.
+static HIDDEN: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"[\p{C}\p{Z}--\x20]").unwrap());
 
 fn error(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
@@ -64,6 +69,16 @@ pub fn to_str(value: &Value) -> Result<String, Error> {
             Ok(writer.out)
         }
     }
+}
+
+/// The filter `trim`, of anything's text.
+pub fn trim(value: &Value, characters: Option<&str>) -> Result<String, Error> {
+    let text = to_str(value)?;
+    let trimmed = match characters {
+        Some(characters) => text.trim_matches(|c| characters.contains(c)),
+        None => text.trim(),
+    };
+    Ok(trimmed.to_owned())
 }
 
 /// The filter `tojson` of transformers: `json.dumps` with its options, not made safe for HTML.
@@ -245,9 +260,11 @@ impl Writer {
                         self.write_as_is(format_args!("\\u{unit:04x}"));
                     }
                 }
-                c if !self.json && (c.is_control() || matches!(c, '\u{a0}' | '\u{ad}')) => {
-                    self.write_as_is(format_args!("\\x{:02x}", c as u32));
-                }
+                c if !self.json && HIDDEN.is_match(c.encode_utf8(&mut [0; 4])) => match c as u32 {
+                    code @ ..0x100 => self.write_as_is(format_args!("\\x{code:02x}")),
+                    code @ ..0x10000 => self.write_as_is(format_args!("\\u{code:04x}")),
+                    code => self.write_as_is(format_args!("\\U{code:08x}")),
+                },
                 c => self.out.push(c),
             }
         }

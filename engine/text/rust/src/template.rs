@@ -104,12 +104,13 @@ fn environment() -> Environment<'static> {
     });
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("string", |value: &Value| python::to_str(value));
+    environment.add_filter("trim", python::trim);
     // In Python a text is a sequence of characters, and a dict has a length and items too.
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
     environment.add_test("iterable", |value: &Value| {
-        value.kind() == ValueKind::String || value.try_iter().is_ok()
+        value.kind() == ValueKind::String || (!value.is_none() && value.try_iter().is_ok())
     });
     environment.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised by the template")

@@ -1,5 +1,5 @@
-//! A tokenizer.json and the table of bytes its ids stand for. Decoding is that table: the bytes
-//! one after another, so that text can be given out as it comes, whatever the decoder.
+//! A tokenizer.json and the table of bytes its ids stand for. Decoding is that table, so that text
+//! can be given out as it comes, whatever the decoder.
 
 use std::collections::HashMap;
 
@@ -19,9 +19,12 @@ pub struct TextTokenizer {
     pub ordinary_size: i32,
 }
 
+/// What an id adds to a text.
 pub struct Piece {
     pub bytes: Box<[u8]>,
+    pub first: Option<Box<[u8]>>, // where it differs as the first of a text
     pub special: bool,
+    pub fallback: bool, // one byte of a character that the vocabulary lacks
 }
 
 impl TextTokenizer {
@@ -75,15 +78,17 @@ fn pieces(tokenizer: &Tokenizer, decoder: &Decoder) -> Result<Vec<Option<Piece>>
         return Err(format!("its ids reach {size}, but 1 to {MAX_VOCAB_SIZE} are allowed"));
     }
     let mut pieces: Vec<Option<Piece>> = (0..size).map(|_| None).collect();
+    let added = tokenizer.get_added_tokens_decoder();
     for (token, id) in vocab {
-        let bytes = decoder.bytes(&token).into();
-        pieces[id as usize] = Some(Piece { bytes, special: false });
-    }
-    for (id, token) in tokenizer.get_added_tokens_decoder() {
-        if token.special {
-            let bytes = token.content.into_bytes().into();
-            pieces[id as usize] = Some(Piece { bytes, special: true });
-        }
+        let fallback = decoder.fallback_byte(&token);
+        let bytes = fallback.map_or_else(|| decoder.bytes(&token, false), |byte| vec![byte]);
+        let first = decoder.bytes(&token, true);
+        pieces[id as usize] = Some(Piece {
+            first: (fallback.is_none() && first != bytes).then(|| first.into()),
+            bytes: bytes.into(),
+            special: added.get(&id).is_some_and(|token| token.special),
+            fallback: fallback.is_some(),
+        });
     }
     Ok(pieces)
 }
@@ -91,7 +96,7 @@ fn pieces(tokenizer: &Tokenizer, decoder: &Decoder) -> Result<Vec<Option<Piece>>
 /// What a tokenizer's decoder does to each token, and to the start of the whole.
 #[derive(Default)]
 struct Decoder {
-    replacements: Vec<(String, String)>,
+    replacements: Vec<[String; 3]>, // of what, by what, and by what in the first token
     byte_fallback: bool,
     byte_level: Option<HashMap<char, u8>>,
     fused: bool,
@@ -112,13 +117,14 @@ impl Decoder {
             "Fuse" => self.fused = true,
             "Replace" if step["pattern"]["String"].is_string() && !self.fused => {
                 let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-                let pair = (text(&step["pattern"]["String"]), text(&step["content"]));
-                self.replacements.push(pair);
+                let content = text(&step["content"]);
+                let pattern = text(&step["pattern"]["String"]);
+                self.replacements.push([pattern, content.clone(), content]);
             }
             "Metaspace" => {
                 let replacement = step["replacement"].as_str().unwrap_or("\u{2581}");
-                self.replacements.push((replacement.to_owned(), " ".to_owned()));
-                self.leading_spaces = i32::from(step["prepend_scheme"] != "never");
+                let first = if step["prepend_scheme"] == "never" { " " } else { "" };
+                self.replacements.push([replacement, " ", first].map(str::to_owned));
             }
             "Strip" if step["content"] == " " && step["stop"] == 0 && self.fused => {
                 self.leading_spaces = step["start"].as_i64().unwrap_or(0).clamp(0, 16) as i32;
@@ -133,18 +139,16 @@ impl Decoder {
         Ok(())
     }
 
-    fn bytes(&self, token: &str) -> Vec<u8> {
-        if let Some(byte) = token
-            .strip_prefix("<0x")
-            .and_then(|rest| rest.strip_suffix('>'))
-            .filter(|digits| self.byte_fallback && digits.len() == 2)
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
-        {
-            return vec![byte];
-        }
+    fn fallback_byte(&self, token: &str) -> Option<u8> {
+        let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+        let is_byte = self.byte_fallback && digits.len() == 2;
+        is_byte.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+    }
+
+    fn bytes(&self, token: &str, first: bool) -> Vec<u8> {
         let mut text = token.to_owned();
-        for (pattern, content) in &self.replacements {
-            text = text.replace(pattern, content);
+        for [pattern, content, of_first] in &self.replacements {
+            text = text.replace(pattern, if first { of_first } else { content });
         }
         // A token with a character outside the alphabet was added as plain text.
         self.byte_level
