@@ -137,7 +137,7 @@ void Decoder::allocate_workspace(const Stage& stage, Device& device) {
 }
 
 void Decoder::embed(std::span<const int32_t> ids, const TensorView& hidden) {
-  ops_.embed(ids, first_vocab_id_, embedding_.view, hidden);
+  ops_.embed(ids, first_vocab_id_, embedding_.view, 1.0f, hidden);
   tp_.reduce(hidden);
 }
 
@@ -156,7 +156,8 @@ void Decoder::forward(const TensorView& hidden, const BatchView& batch,
     const TensorView attended = attend(layer, normed, batch, caches[i]);
     layer.attention_out.forward_add_norm(
         ops_, tp_, attended, projected, hidden, layer.mlp_norm.view, eps, normed);
-    layer.gate_up.forward_gated(ops_, normed, work_.gate_up.view.slice_rows(0, tokens), activation);
+    layer.gate_up.forward_gated(
+        ops_, normed, Activation::kSilu, work_.gate_up.view.slice_rows(0, tokens), activation);
     const bool last = i + 1 == layers_.size();
     layer.down.forward_add_norm(ops_, tp_, activation, projected, hidden,
         last ? TensorView() : layers_[i + 1].attention_norm.view, eps, normed);
@@ -174,7 +175,8 @@ TensorView Decoder::attend(const Layer& layer, const TensorView& normed, const B
   const TensorView out = work_.attention.view.slice_rows(0, tokens);
   layer.qkv.forward(ops_, normed, qkv);
   ops_.rope_kv_write(q, qkv.slice_cols(q_width, kv_width),
-      qkv.slice_cols(q_width + kv_width, kv_width), rope_, attention_shape_, batch, cache);
+      qkv.slice_cols(q_width + kv_width, kv_width), HeadNorms(), rope_, attention_shape_, batch,
+      cache);
   ops_.attention(q, cache, attention_shape_, batch, out);
   return out;
 }

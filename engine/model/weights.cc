@@ -30,14 +30,15 @@ void Linear::forward(Ops& ops, const TensorView& x, const TensorView& out) const
   }
 }
 
-void Linear::forward_gated(
-    Ops& ops, const TensorView& x, const TensorView& scratch, const TensorView& out) const {
+void Linear::forward_gated(Ops& ops, const TensorView& x, Activation act, const TensorView& scratch,
+    const TensorView& out) const {
   if (parts_.size() == 1) {
     const Part& both = parts_.front();
-    return ops.gated_linear(x, both.weight.view, both.bias.view, scratch, out);
+    return ops.gated_linear(x, both.weight.view, both.bias.view, act, scratch, out);
   }
   forward(ops, x, scratch);
-  ops.silu_mul(scratch.slice_cols(0, out.cols()), scratch.slice_cols(out.cols(), out.cols()), out);
+  ops.gate_mul(
+      scratch.slice_cols(0, out.cols()), scratch.slice_cols(out.cols(), out.cols()), act, out);
 }
 
 void Linear::forward_add_norm(Ops& ops, TpOps& tp, const TensorView& x, const TensorView& scratch,

@@ -29,9 +29,9 @@ class Linear {
  public:
   // x: [T, in]; out: [T, n], n the outputs of all matrices.
   void forward(Ops& ops, const TensorView& x, const TensorView& out) const;
-  // Of gate and up side by side: out = silu(gate) * up. scratch: [T, 2 I], out: [T, I].
-  void forward_gated(
-      Ops& ops, const TensorView& x, const TensorView& scratch, const TensorView& out) const;
+  // Of gate and up side by side: out = act(gate) * up. scratch: [T, 2 I], out: [T, I].
+  void forward_gated(Ops& ops, const TensorView& x, Activation act, const TensorView& scratch,
+      const TensorView& out) const;
   // Row-parallel: hidden += the sum over ranks of x · Wᵀ + b, then normed = rms_norm(hidden); no
   // norm where its weight is an empty view. scratch: as hidden [T, H].
   void forward_add_norm(Ops& ops, TpOps& tp, const TensorView& x, const TensorView& scratch,

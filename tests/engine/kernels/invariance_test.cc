@@ -146,14 +146,14 @@ TEST_P(InvarianceTest, RowVerbs) {
   for (int64_t i = 0; i < 37; ++i) {
     const auto row = [i](const Tensor& t) { return t.view.slice_rows(i, 1); };
     one->rms_norm(row(x), weight.view, 1e-5f, row(want_norm));
-    one->silu_mul(row(x), row(y), row(want_silu));
+    one->gate_mul(row(x), row(y), Activation::kSilu, row(want_silu));
   }
   for_threads([&](Ops& ops) {
     for (int64_t m = 1; m <= 37; ++m) {
       const auto last = [m](const Tensor& t) { return t.view.slice_rows(37 - m, m); };
       ops.rms_norm(last(x), weight.view, 1e-5f, last(got));
       expect_same_rows(last(want_norm), last(got));
-      ops.silu_mul(last(x), last(y), last(got));
+      ops.gate_mul(last(x), last(y), Activation::kSilu, last(got));
       expect_same_rows(last(want_silu), last(got));
     }
   });

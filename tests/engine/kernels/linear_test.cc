@@ -128,8 +128,8 @@ TEST_P(LinearTest, GatedIsSiluOfOneHalfTimesTheOther) {
     for (const int64_t m : {1, 7, 16, 40, 64, 120, 200}) {
       const Matrix x = noise(m, k);
       const Tensor scratch = output(m, 2 * width), out = output(m, width);
-      ops_->gated_linear(
-          backend_->upload(x).view, device_w.view, TensorView(), scratch.view, out.view);
+      ops_->gated_linear(backend_->upload(x).view, device_w.view, TensorView(), Activation::kSilu,
+          scratch.view, out.view);
       const Matrix got = backend_->download(out);
       for (int64_t j = 0; j < width; ++j) {
         const std::vector<double> gate_row = w.values(j), up_row = w.values(width + j);
@@ -188,7 +188,7 @@ TEST_P(LinearTest, EmbedTakesItsRowsAndZerosOthers) {
       const std::vector<int32_t> ids = {100, 109, 99, 110, 105, 0};
       const auto device_ids = backend_->upload(ids);
       const Tensor out = output(6, width);
-      ops_->embed(device_ids.span(), 100, device_table.view, out.view);
+      ops_->embed(device_ids.span(), 100, device_table.view, 1.0f, out.view);
       const Matrix got = backend_->download(out);
       for (size_t t = 0; t < ids.size(); ++t) {
         const int32_t row = ids[t] - 100;
