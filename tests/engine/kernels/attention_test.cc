@@ -142,6 +142,18 @@ TEST_P(AttentionTest, DecodeOfEveryLength) {
   }
 }
 
+// Scores far beyond the cap, of layers with and without a window.
+TEST_P(AttentionTest, SoftCappedScores) {
+  for (const int32_t window : {0, 70}) {
+    for (const int32_t dim : {64, 96, 128, 256}) {
+      AttentionShape s = shape(4, 2, dim, 40, window);
+      s.softcap = 5;
+      check({5, 90, 333, 150, 260}, {1, 1, 1, 40, 260}, s, 16, 3);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST_P(AttentionTest, SlidingWindow) {
   for (const int32_t window : {1, 2, 15, 16, 17, 32, 33, 64, 65, 100, 1000}) {
     for (const int32_t block_size : {16, 64}) {

@@ -83,7 +83,10 @@ TEST_P(RowsTest, GateMulOverItsWholeRange) {
     for (int64_t t = 0; t < 3; ++t) {
       for (int64_t i = 0; i < width; ++i) {
         const double want = reference::gate_mul(act, both.row(t)[i], both.row(t)[width + i]);
-        ASSERT_NEAR(got.row(t)[i], want, backend_->error(want, std::abs(want), 5e-7) + 1e-34) << i;
+        // Of gelu the rounding of its exponent, up to 87, counts as well.
+        const double relative = act == Activation::kSilu ? 5e-7 : 1e-5;
+        ASSERT_NEAR(got.row(t)[i], want, backend_->error(want, std::abs(want), relative) + 1e-34)
+            << i;
       }
     }
     both.row(0)[17] = NAN;  // must show, so that sampling can refuse the row
