@@ -140,7 +140,7 @@ class KernelBench {
         });
     add_linear("gate_up", layer.gate_up,
         [&](const auto& l, const TensorView& x, const TensorView& y, int64_t n) {
-          l.gate_up.forward_gated(ops_, x, Activation::kSilu, y, rows_of(z_, rows, n / 2));
+          l.gate_up.forward_gated(ops_, x, decoder_.activation(), y, rows_of(z_, rows, n / 2));
         });
     add_linear("down", layer.down,
         [&](const auto& l, const TensorView& x, const TensorView& y, int64_t n) {
@@ -185,7 +185,7 @@ class KernelBench {
     const int64_t inner = layer.down.in_features();
     add_rows("gate_mul", 3 * inner, [&](int i) {
       const TensorView both = rows_of(x_, rows, 2 * inner, i);
-      ops_.gate_mul(both.slice_cols(0, inner), both.slice_cols(inner, inner), Activation::kSilu,
+      ops_.gate_mul(both.slice_cols(0, inner), both.slice_cols(inner, inner), decoder_.activation(),
           rows_of(y_, rows, inner, i));
     });
     const bool decode = rows <= config_.max_num_seqs;
