@@ -142,6 +142,10 @@ TEST_F(Gguf, RefusesModelsWeWouldGetWrong) {
   refused(small_llama().u32("llama.vocab_size", 5), "'llama.vocab_size'");
   refused(small_llama().text("llama.rope.scaling.type", "longrope"), "'longrope'");
   refused(small_llama().f32("llama.logit_scale", 2), "'llama.logit_scale'");
+  refused(small_llama().u32("llama.attention.sliding_window", 8), "sliding_window'");
+  refused(small_llama().f32("llama.attn_logit_softcapping", 50), "'llama.attn_logit_softcapping'");
+  refused(small_llama().f32("llama.final_logit_softcapping", 30), "final_logit_softcapping'");
+  refused(small_llama().tensor("rope_factors_long.weight", {8}, 0, 32), "only one of");
   refused(small_llama().u32("tokenizer.ggml.bos_token_id", 4), "bos_token_id");
   refused(small_llama().tensor("blk.0.attn_q.bias", {32}, 0, 128), "self_attn.k_proj.bias");
   refused(small_llama().tensor("output.weight", {32, 5}, 0, 640), "[5, 32]");
