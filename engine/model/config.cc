@@ -31,9 +31,9 @@ constexpr Neutral kChangesTheResult[] = {{"partial_rotary_factor", 1}, {"rotary_
     {"logits_scaling", 1}, {"logit_scale", 1}, {"attn_logit_softcapping", 0},
     {"final_logit_softcapping", 0}, {"query_pre_attn_scalar", 0}, {"rope_local_base_freq", 0},
     {"sliding_window_pattern", 0}, {"no_rope_layers", 0}, {"no_rope_layer_interval", 0},
-    {"use_bidirectional_attention", 0}, {"attn_temperature_tuning", 0}, {"attention_chunk_size", 0},
-    {"clip_qkv", 0}, {"num_local_experts", 0}, {"num_experts", 0}, {"use_qk_norm", 0},
-    {"qk_layernorm", 0}, {"alibi", 0}, {"is_encoder_decoder", 0}};
+    {"use_bidirectional_attention", 0}, {"use_mrope", 0}, {"attn_temperature_tuning", 0},
+    {"attention_chunk_size", 0}, {"clip_qkv", 0}, {"num_local_experts", 0}, {"num_experts", 0},
+    {"use_qk_norm", 0}, {"qk_layernorm", 0}, {"alibi", 0}, {"is_encoder_decoder", 0}};
 
 void refuse_what_changes_the_result(const JsonFields& fields, const Family& family) {
   for (const auto& [name, value] : kChangesTheResult) {

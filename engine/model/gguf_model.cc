@@ -28,7 +28,7 @@ constexpr NamePair kLayerNames[] = {{"attn_q", "self_attn.q_proj"}, {"attn_k", "
     {"attn_output", "self_attn.o_proj"}, {"ffn_gate", "mlp.gate_proj"}, {"ffn_up", "mlp.up_proj"},
     {"ffn_down", "mlp.down_proj"}};
 
-// "attn_q" -> "self_attn.q_proj"; empty when we don't use it.
+// "attn_q" -> "self_attn.q_proj"; itself when we don't use it, so that it is refused.
 std::string_view layer_hf_name(const Family& family, std::string_view gguf) {
   const NamePair norms[] = {{"attn_norm", family.norms.attention},
       {"post_attention_norm", family.norms.attention_post}, {"ffn_norm", family.norms.mlp},
@@ -36,9 +36,9 @@ std::string_view layer_hf_name(const Family& family, std::string_view gguf) {
   if (family.fused_projections && gguf == "ffn_up") return "mlp.gate_up_proj";
   for (const std::span<const NamePair> names : {std::span<const NamePair>(norms), {kLayerNames}}) {
     const auto found = std::ranges::find(names, gguf, &NamePair::gguf);
-    if (found != names.end()) return found->hf;
+    if (found != names.end() && !found->hf.empty()) return found->hf;
   }
-  return {};
+  return gguf;
 }
 
 // "blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight"; empty when we don't use it.
@@ -54,9 +54,8 @@ std::string hf_name(const Family& family, std::string_view gguf) {
   stem.remove_prefix(4);
   const size_t end = stem.find('.');
   if (end == std::string_view::npos) return {};
-  const std::string_view name = layer_hf_name(family, stem.substr(end + 1));
-  if (name.empty()) return {};
-  return fmt::format("model.layers.{}.{}{}", stem.substr(0, end), name, suffix);
+  return fmt::format("model.layers.{}.{}{}", stem.substr(0, end),
+      layer_hf_name(family, stem.substr(end + 1)), suffix);
 }
 
 // `keys`: the model's own numbers, "<architecture>.<key>".

@@ -142,6 +142,8 @@ TEST_F(Gguf, RefusesModelsWeWouldGetWrong) {
   refused(small_llama().u32("llama.vocab_size", 5), "'llama.vocab_size'");
   refused(small_llama().text("llama.rope.scaling.type", "longrope"), "'longrope'");
   refused(small_llama().f32("llama.logit_scale", 2), "'llama.logit_scale'");
+  refused(small_llama().tensor("blk.0.attn_q_norm.weight", {16}, 0, 64), "does not use");
+  refused(small_llama().tensor("blk.0.attn_sinks.weight", {2}, 0, 8), "0.attn_sinks.weight'");
   refused(small_llama().u32("llama.attention.sliding_window", 8), "sliding_window'");
   refused(small_llama().f32("llama.attn_logit_softcapping", 50), "'llama.attn_logit_softcapping'");
   refused(small_llama().f32("llama.final_logit_softcapping", 30), "final_logit_softcapping'");
