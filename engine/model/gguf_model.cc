@@ -99,8 +99,8 @@ void read_scales_and_layers(const JsonFields& keys, const Family& family, ModelC
   }
   const bool windowed = family.windows == Windows::kEvery || family.windows == Windows::kPeriodic;
   if (!windowed) keys.refuse_unless("attention.sliding_window", 0);
-  const auto window =
-      keys.integer("attention.sliding_window", 0, INT32_MAX).value_or(family.default_window);
+  const auto window = keys.integer("attention.sliding_window", 0, INT32_MAX)
+                          .value_or(windowed ? family.default_window : 0);
   const auto period =
       keys.integer("attention.sliding_window_pattern", 1, INT32_MAX).value_or(family.window_period);
   set_layers(family, window < config.max_position ? static_cast<int32_t>(window) : 0,

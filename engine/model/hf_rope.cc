@@ -75,10 +75,11 @@ void read_scaling(const JsonFields& scaling, RopeConfig& rope) {
 // `given`: one rope's object, or null; `rope` comes with what it is when silent.
 void read_rope(const JsonFields& fields, const json::value* given, const Family& family,
     int64_t max_position, RopeConfig& rope) {
-  if (given == nullptr) return;
-  if (!given->is_object()) fields.fail("the rope scaling is not a JSON object");
-  const JsonFields scaling(given->as_object(), fields.where() + " (rope scaling)");
-  for (const auto& [key, value] : given->as_object()) {
+  static const json::object kSilent;
+  if (given != nullptr && !given->is_object()) fields.fail("the rope scaling is not a JSON object");
+  const json::object& object = given != nullptr ? given->as_object() : kSilent;
+  const JsonFields scaling(object, fields.where() + " (rope scaling)");
+  for (const auto& [key, value] : object) {
     if (!value.is_object()) continue;
     scaling.fail("'{}': one rope per layer type is not supported for the family '{}'",
         std::string_view(key), family.name);
@@ -87,11 +88,13 @@ void read_rope(const JsonFields& fields, const json::value* given, const Family&
   const bool is_partial = family.reads(kPartial);
   rope.kind = rope_kind(scaling, is_partial);
   rope.theta = scaling.number("rope_theta", 1.01, kMaxTheta).value_or(rope.theta);
-  if (const auto part = scaling.number(kPartial, 0, 1); part && is_partial) {
-    rope.dim = static_cast<int32_t>(rope.dim * *part);
-  } else if (part.value_or(1) != 1) {
+  // transformers 4 has it beside the scaling.
+  const double beside = is_partial ? fields.number(kPartial, 0, 1).value_or(1) : 1;
+  const double part = scaling.number(kPartial, 0, 1).value_or(beside);
+  if (part != 1 && !is_partial) {
     scaling.fail("'{}' other than 1 is not supported for the family '{}'", kPartial, family.name);
   }
+  rope.dim = static_cast<int32_t>(rope.dim * part);
   if (rope.kind == RopeKind::kDefault) return;
 
   // Dynamic scaling takes the context itself as the original one.
@@ -129,14 +132,6 @@ void read_ropes(const JsonFields& fields, const Family& family, ModelConfig& con
     if (both != nullptr && both->contains("full_attention")) {
       given = both->if_contains("full_attention");
       local = both->if_contains("sliding_attention");
-    }
-  }
-  // transformers 4 has it beside the scaling.
-  if (constexpr std::string_view kPartial = "partial_rotary_factor"; family.reads(kPartial)) {
-    const json::object* inner = given != nullptr ? given->if_object() : nullptr;
-    if (inner == nullptr || !inner->contains(kPartial)) {
-      const double part = fields.number(kPartial, 0, 1).value_or(1);
-      config.rope.dim = static_cast<int32_t>(config.rope.dim * part);
     }
   }
   read_rope(fields, given, family, config.max_position, config.rope);

@@ -291,16 +291,16 @@ class CpuOps final : public Ops {
   // One head of q or k: normed where there is a weight, then rotated where there is a table.
   void turn_head(const float* in, const TensorView& norm, float eps, const RopeTable& rope,
       int32_t position, int64_t dim, float* out) const {
-    if (norm.data != nullptr) {
-      kernels_.rms_norm(in, norm.as<float>(), eps, dim, out);
-    } else if (in != out) {
-      std::copy_n(in, dim, out);
-    }
+    if (norm.data != nullptr) kernels_.rms_norm(in, norm.as<float>(), eps, dim, out);
+    const float* from = norm.data != nullptr ? out : in;
     const TensorView& table = rope.cos_sin.view;
-    if (table.data == nullptr) return;
-    CHECK(position >= 0 && position < table.rows(), "position {} of {}", position, table.rows());
-    kernels_.rope(out, table.row_as<float>(position), static_cast<int32_t>(table.cols()),
-        rope.interleaved, out);
+    const int64_t turned = table.data != nullptr ? table.cols() : 0;
+    if (turned > 0) {
+      CHECK(position >= 0 && position < table.rows(), "position {} of {}", position, table.rows());
+      kernels_.rope(
+          from, table.row_as<float>(position), static_cast<int32_t>(turned), rope.interleaved, out);
+    }
+    if (from != out) std::copy_n(from + turned, dim - turned, out + turned);
   }
 
   // body(i) for i in [0, count), on the pool unless the whole is small.

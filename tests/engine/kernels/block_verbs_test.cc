@@ -53,6 +53,27 @@ TEST_P(BlockVerbsTest, NormAddNormNormsBeforeTheSumAndAfterIt) {
   }
 }
 
+// Some columns of wider rows, in place: how q and k are normed where one rank has all heads.
+TEST_P(BlockVerbsTest, RmsNormOfSomeColumns) {
+  for (const auto& [begin, width] : {std::pair<int64_t, int64_t>{0, 96}, {96, 48}, {2048, 512}}) {
+    const Matrix x = noise(9, begin + width + 16);
+    const Matrix weight = random_.matrix(1, width);
+    const Tensor device_x = backend_->upload(x);
+    const Tensor device_weight = backend_->upload_vector(weight, DType::kF32);
+    const TensorView part = device_x.view.slice_cols(begin, width);
+    ops_->rms_norm(part, device_weight.view, 1e-5f, part);
+    const Matrix got = backend_->download(device_x);
+    for (int64_t t = 0; t < 9; ++t) {
+      const auto want = normed(x.row(t) + begin, weight, 1e-5);
+      for (int64_t i = 0; i < x.cols; ++i) {
+        const bool inside = i >= begin && i < begin + width;
+        const double w = inside ? want[static_cast<size_t>(i - begin)] : x.row(t)[i];
+        ASSERT_NEAR(got.row(t)[i], w, inside ? backend_->error(w, std::abs(w), 1e-6) : 0) << i;
+      }
+    }
+  }
+}
+
 // Two ranks' columns of a row, cut out of wider rows: what both know together is the whole norm.
 TEST_P(BlockVerbsTest, ANormSharedByRanks) {
   for (const auto& [mine, others] : {std::pair<int64_t, int64_t>{48, 96}, {1000, 31}, {2048, 8}}) {

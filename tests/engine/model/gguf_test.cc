@@ -130,6 +130,26 @@ TEST_F(Gguf, SmallLlamaOpens) {
   EXPECT_EQ(checkpoint->name(), "m");
 }
 
+TEST_F(Gguf, WindowsOfAFamilyActWhereTheFileHasThem) {
+  const auto window = [&](GgufBuilder builder) { return open(builder)->config().layers[0].window; };
+  const auto qwen3 = [] {
+    return small_llama("ab", 1, "qwen3", 32'768)
+        .tensor("blk.0.attn_q_norm.weight", {16}, 0, 64)
+        .tensor("blk.0.attn_k_norm.weight", {16}, 0, 64);
+  };
+  EXPECT_EQ(window(qwen3()), 0);
+  expect_model_error(
+      [&] { window(qwen3().u32("qwen3.attention.sliding_window", 8)); }, "sliding_window'");
+  const auto gemma2 = [] {
+    return small_llama("ab", 1, "gemma2", 32'768)
+        .tensor("blk.0.post_attention_norm.weight", {32}, 0, 128)
+        .tensor("blk.0.post_ffw_norm.weight", {32}, 0, 128);
+  };
+  EXPECT_EQ(window(gemma2()), 4096);
+  EXPECT_EQ(window(gemma2().u32("gemma2.attention.sliding_window", 8)), 8);
+  EXPECT_EQ(window(gemma2().u32("gemma2.attention.sliding_window", 32'768)), 0);
+}
+
 TEST_F(Gguf, RefusesModelsWeWouldGetWrong) {
   const auto refused = [&](GgufBuilder builder, const char* message) {
     expect_model_error([&] { open(builder); }, message);
