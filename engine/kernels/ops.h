@@ -55,7 +55,8 @@ struct HeadNorms {
   float eps = 0;
 };
 
-// Layers of one model differ in `window` alone.
+// Layers of one model differ in `window` alone. Those that have one have the same: the shape that
+// a backend and begin_step are given holds it.
 struct AttentionShape {
   int32_t num_heads = 0;     // Hq
   int32_t num_kv_heads = 0;  // Hkv; divides Hq

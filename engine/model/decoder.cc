@@ -26,12 +26,14 @@ float rounded(float value, DType dtype) {
 
 AttentionShape shard_attention(const ModelConfig& config, int tp, int tp_rank) {
   const HeadShard shard = shard_heads(config.num_heads, config.num_kv_heads, tp, tp_rank);
+  int32_t window = 0;
+  for (const LayerConfig& layer : config.layers) window = std::max(window, layer.window);
   return {.num_heads = static_cast<int32_t>(shard.heads.size),
       .num_kv_heads = static_cast<int32_t>(shard.kv_heads.size),
       .head_dim = config.head_dim,
       .scale = config.attention_scale > 0 ? config.attention_scale
                                           : 1.0f / std::sqrt(static_cast<float>(config.head_dim)),
-      .window = 0,
+      .window = window,
       .softcap = config.attention_softcap};
 }
 

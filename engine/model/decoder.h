@@ -64,7 +64,7 @@ class Decoder {
   // needs_all_logits(); else ranks exchange what they know of their shards alone.
   void sample(std::span<const SampleRow> rows, bool needs_all, SampledRow* results, int32_t* ids);
 
-  // Of all layers but for their windows.
+  // Of all layers, but that some may have no window.
   const AttentionShape& attention_shape() const { return attention_shape_; }
   Activation activation() const { return family_.activation; }
   int32_t num_layers() const { return static_cast<int32_t>(layers_.size()); }

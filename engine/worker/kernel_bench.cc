@@ -270,6 +270,8 @@ class KernelBench {
         (keys * 2 * static_cast<double>(kv) + 2.0 * batch.num_tokens * static_cast<double>(q)) *
         static_cast<double>(act_bytes_);
     const int64_t copies = pool_.bytes() / (num_blocks_ * block_bytes_);
+    AttentionShape whole = shape_;  // of a layer that sees all keys
+    whole.window = 0;
     const bool decode = count == 1;
     const int calls = decode && device_.asynchronous()
                           ? static_cast<int>(std::clamp<int64_t>(copies, kFewCalls, kMaxCacheCalls))
@@ -277,7 +279,7 @@ class KernelBench {
     add(std::move(name), bytes, 4 * pairs * static_cast<double>(q), calls, decode, [&](int i) {
       const TensorView all = rows_of(x_, batch.num_tokens, q + 2 * kv, i);
       ops_.attention(
-          all.slice_cols(0, q), cache(i), shape_, batch, rows_of(y_, batch.num_tokens, q));
+          all.slice_cols(0, q), cache(i), whole, batch, rows_of(y_, batch.num_tokens, q));
     });
   }
 
