@@ -163,6 +163,47 @@ TEST_P(AttentionTest, SlidingWindow) {
   }
 }
 
+// Layers with a window and without take turns in one step, as begun and as replayed from a capture.
+TEST_P(AttentionTest, LayersThatDifferInTheirWindow) {
+  for (const int32_t dim : {64, 80}) {
+    const AttentionShape windowed = shape(8, 2, dim, 6, 100);
+    ops_ = backend_->make_ops(windowed);
+    PagedBatch batch(
+        *backend_, *ops_, random_, {900, 33, 2500, 400, 300}, {1, 1, 1, 200, 300}, windowed, 16);
+    Call calls[4];
+    for (Call& call : calls) call = make_call(batch.view.num_tokens, windowed);
+    const auto shape_of = [&](int i) {
+      AttentionShape s = windowed;
+      if (i % 2 == 1) s.window = 0;
+      return s;
+    };
+    const auto run = [&] {
+      batch.memory->begin(*ops_, batch.view, windowed);
+      for (int i = 0; i < 4; ++i) {
+        ops_->attention(calls[i].query, batch.cache(), shape_of(i), batch.view, calls[i].out.view);
+      }
+    };
+    run();
+    backend_->device().synchronize();
+    backend_->device().capture(dim, run);
+    for (const Call& call : calls) {
+      const auto bytes = static_cast<size_t>(call.out.view.stride * call.out.view.rows());
+      backend_->copy(call.out.view.data, std::vector<uint8_t>(bytes, 0x7f));
+    }
+    if (!backend_->device().replay(dim)) run();
+    for (int i = 0; i < 4; ++i) {
+      batch.shape = shape_of(i);
+      const Matrix out = backend_->download(calls[i].out);
+      for (size_t s = 0; s + 1 < batch.cu_tokens.size(); ++s) {
+        for (int32_t t = batch.cu_tokens[s]; t < batch.cu_tokens[s + 1]; t += 13) {
+          check_row(batch, calls[i], out, t, s, batch.positions[static_cast<size_t>(t)]);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(AttentionTest, LargeScoresDoNotOverflow) {
   const AttentionShape s{2, 1, 64, 60.0f, 0};
   ops_ = backend_->make_ops(s);
