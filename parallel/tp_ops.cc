@@ -31,6 +31,23 @@ void TpOps::reduce_add_norm(Ops& ops, const TensorView& x, const TensorView& res
   ops.add_rms_norm(x, residual, weight, eps, out);
 }
 
+void TpOps::norm_shared(
+    Ops& ops, std::span<const SharedNorm, 2> norms, float eps, const TensorView& sums) {
+  if (comm_.size() == 1) {
+    for (const SharedNorm& norm : norms) ops.rms_norm(norm.x, norm.weight, eps, norm.x);
+    return;
+  }
+  for (int64_t i = 0; i < 2; ++i) {
+    const SharedNorm& norm = norms[static_cast<size_t>(i)];
+    ops.sum_squares(norm.is_copy ? norm.x.slice_cols(0, 0) : norm.x, sums.slice_cols(i, 1));
+  }
+  reduce(sums);
+  for (int64_t i = 0; i < 2; ++i) {
+    const SharedNorm& norm = norms[static_cast<size_t>(i)];
+    ops.scale_by_rms(norm.x, sums.slice_cols(i, 1), norm.count, norm.weight, eps);
+  }
+}
+
 TensorView TpOps::gather_cols(
     const TensorView& mine, std::span<const int64_t> widths, const TensorView& room) {
   if (comm_.size() == 1) return mine;

@@ -24,6 +24,16 @@ class TpOps {
   // norm where `weight` is an empty view. x is overwritten.
   void reduce_add_norm(Ops& ops, const TensorView& x, const TensorView& residual,
       const TensorView& weight, float eps, const TensorView& out);
+  // One norm over columns that lie on several ranks.
+  struct SharedNorm {
+    TensorView x;          // act [T, n], this rank's columns, normed in place; rows may be strided
+    TensorView weight;     // f32 [n]
+    int64_t count = 0;     // columns of all ranks
+    bool is_copy = false;  // another rank holds the same columns and counts them
+  };
+  // Of q and k at once. sums: f32 [T, 2], room.
+  void norm_shared(
+      Ops& ops, std::span<const SharedNorm, 2> norms, float eps, const TensorView& sums);
   // After the vocabulary-parallel head: f32 [R, sum of widths], the columns of all ranks side by
   // side, the same on every rank. It lies in `room`, or is `mine` in a group of one.
   TensorView gather_cols(

@@ -44,7 +44,9 @@ sys.path[:0] = [str(ROOT / "tests" / "blackbox"), str(ROOT / "scripts")]
 MILLRACE = Path(os.environ.get("MILLRACE", ROOT / "build" / "millrace"))
 OUT = Path(os.environ.get("OUT", ROOT / "build"))
 TINY = {"tiny-llama": "tiny-llama", "tiny-llama-tied": "tiny-llama-tied",
-        "tiny-llama.gguf": "tiny-llama-gguf"}
+        "tiny-llama.gguf": "tiny-llama-gguf", "tiny-gemma3.gguf": "tiny-gemma3-gguf",
+        **{name: name for name in ("tiny-mistral", "tiny-qwen2", "tiny-qwen3", "tiny-phi3",
+                                   "tiny-gemma2", "tiny-gemma3", "tiny-smollm3", "tiny-olmo2")}}
 PROMPTS = [
     "The history of the water wheel begins", "def fibonacci(n):\n", "Dear Sir or Madam,\n\n",
     "Die Hauptstadt von Deutschland ist", "To bake a loaf of bread you need", "Water boils at",

@@ -10,6 +10,9 @@ Written:
     tiny-llama-tied/     a folder with two shards: tied head, llama3 rope scaling, BF16
     tiny-llama.gguf      the tied model quantized: F16, BF16, Q8_0, Q4_0 and Q4_1 in one file
     spm-vocab.gguf       a SentencePiece vocabulary with scores and no merges (no tensors)
+    tiny-<family>/       the other families' folders: a few layers, so that every kind of layer of the
+                         family occurs, prompts longer than its window, 128 words as vocabulary
+    tiny-<family>.gguf   the same weights under llama.cpp's names, by the package gguf
     goldens/<model>.json           prompts as text and ids, and the ids of greedy decoding
     goldens/<model>.safetensors    "logits.N": F32 [T, V] of prompt N, every position
     goldens/rope.json              cos and sin rows for every kind of rope scaling
@@ -20,23 +23,22 @@ All arithmetic is fp32; a file's types only say how its weights were rounded.
 
 import json
 import math
-import pathlib
 import shutil
 
 import gguf
 import numpy as np
 import torch
 import transformers
+from golden_common import DATA, GOLDENS, GREEDY_TOKENS, Q, ROOT, permute, random_model, \
+    round_weights, write_goldens_of
+from golden_families import make_families
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoConfig, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-DATA = ROOT / "tests" / "data"
-GOLDENS = DATA / "goldens"
 VOCAB = 512
-GREEDY_TOKENS = 32
 
 CORPUS = """
 A millrace is the channel that leads water to the wheel of a mill. The miller opens the gate, the
@@ -83,58 +85,10 @@ def byte_level_tokenizer():
         unk_token="<|endoftext|>", chat_template=CHAT_TEMPLATE)
 
 
-def random_model(config, seed):
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "norm" in name:
-                weight.copy_(1 + 0.2 * torch.randn_like(weight))
-    return model
-
-
-def round_weights(model, dtype_of):
-    """Rounds each weight to the type the file will hold; returns the tensors to store."""
-    stored = {}
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            stored[name] = weight.to(dtype_of(name)).contiguous()
-            weight.copy_(stored[name].float())
-    return stored
-
-
 def write_goldens(name, model, tokenizer):
     """Logits of the prompts and greedy continuations; refuses a model whose choices are close."""
-    logits, prompts = {}, []
-    for n, text in enumerate(PROMPTS):
-        ids = tokenizer(text)["input_ids"]
-        with torch.no_grad():
-            logits[f"logits.{n}"] = model(torch.tensor([ids])).logits[0].float().contiguous()
-            sequence = list(ids)
-            for _ in range(GREEDY_TOKENS):
-                last = model(torch.tensor([sequence])).logits[0, -1]
-                best, second = last.topk(2).values.tolist()
-                assert best - second > 1e-3, f"{name}: two tokens nearly tie; take another seed"
-                sequence.append(int(last.argmax()))
-        assert model.config.eos_token_id not in sequence, f"{name}: it ends; take another seed"
-        prompts.append({"text": text, "ids": ids, "greedy": sequence[len(ids):]})
-    save_file(logits, GOLDENS / f"{name}.safetensors")
-    (GOLDENS / f"{name}.json").write_text(json.dumps({"prompts": prompts}, indent=1) + "\n")
-
-
-def check_mistral_is_llama(model):
-    """Mistral without a sliding window computes the same: why the two share one decoder."""
-    fields = model.config.to_dict()
-    keep = ("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
-            "num_key_value_heads head_dim max_position_embeddings rms_norm_eps "
-            "rope_parameters").split()
-    config = MistralConfig(**{k: fields[k] for k in keep}, sliding_window=None,
-                           tie_word_embeddings=False)
-    mistral = MistralForCausalLM(config).eval()
-    mistral.load_state_dict(model.state_dict())
-    ids = torch.arange(40)[None]
-    with torch.no_grad():
-        assert torch.equal(mistral(ids).logits, model(ids).logits)
+    write_goldens_of(name, model, [(text, tokenizer(text)["input_ids"]) for text in PROMPTS],
+                     GREEDY_TOKENS)
 
 
 def make_untied(tokenizer):
@@ -154,7 +108,6 @@ def make_untied(tokenizer):
     tokenizer.save_pretrained(folder)
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     write_goldens("tiny-llama", model, tokenizer)
-    check_mistral_is_llama(model)
 
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -204,12 +157,6 @@ def make_tied(tokenizer):
     return model
 
 
-def permute(weight, heads):
-    """Llama rows as GGUF keeps them: a head's halves interleaved."""
-    rows = weight.shape[0]
-    return (weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape))
-
-
 def llama3_factors(head_dim, theta):
     """What GGUF stores for llama3 scaling: the divisor of each frequency."""
     factors = []
@@ -227,7 +174,6 @@ GGUF_LAYER = {"input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q",
               "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
               "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
               "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
-Q = gguf.GGMLQuantizationType
 GGUF_TYPES = {"self_attn.q_proj": Q.Q4_1, "self_attn.k_proj": Q.Q8_0, "self_attn.v_proj": Q.F16,
               "self_attn.o_proj": Q.BF16, "mlp.gate_proj": Q.Q4_0, "mlp.up_proj": Q.Q4_1,
               "mlp.down_proj": Q.Q4_0}
@@ -345,9 +291,27 @@ ROPE_SHAPE = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 64,
               "max_position_embeddings": 512}
 
 
+PHI3_ROPE = {**ROPE_SHAPE, "model_type": "phi3", "pad_token_id": 0, "partial_rotary_factor": 0.75,
+             "original_max_position_embeddings": 64, "rope_theta": 10000.0, "rope_scaling": {
+                 "type": "longrope", "long_factor": [1.0 + 0.9 * i for i in range(12)],
+                 "short_factor": [1.0 + 0.05 * i for i in range(12)]}}
+
+
+def longrope_cases():
+    """Of both lists: which one acts follows from the longest sequence."""
+    for max_position, positions in ((64, [0, 1, 7, 40, 63]), (512, [0, 1, 7, 100, 511])):
+        fields = json.loads(json.dumps(PHI3_ROPE))
+        config = AutoConfig.for_model(**json.loads(json.dumps(fields)))
+        module = Phi3RotaryEmbedding(config)
+        cos, sin = module(torch.zeros(1), torch.arange(max_position)[None])
+        half = cos.shape[-1] // 2
+        yield {"config": fields, "max_position": max_position, "positions": positions,
+               "cos": cos[0, positions, :half].tolist(), "sin": sin[0, positions, :half].tolist()}
+
+
 def make_rope_goldens():
     positions = [0, 1, 7, 100, 511]
-    cases = []
+    cases = list(longrope_cases())
     for rope in ROPE_CONFIGS:
         # Dynamic scaling acts beyond the context only: there a longer sequence is asked for.
         dynamic = rope.get("rope_scaling", {}).get("rope_type") == "dynamic"
@@ -390,6 +354,7 @@ def main():
     tokenizer = byte_level_tokenizer()
     make_untied(tokenizer)
     make_gguf(make_tied(tokenizer), tokenizer)
+    make_families()
     make_sentencepiece_vocabulary()
     make_rope_goldens()
     total = sum(f.stat().st_size for f in DATA.rglob("*") if f.is_file())

@@ -42,19 +42,33 @@ struct KvCacheView {
   TensorView v;
 };
 
+// The first P <= D elements of a head are rotated, the others stay. No table (an empty view): none.
 struct RopeTable {
-  Tensor cos_sin;  // f32 [max_position, D]: D/2 cosines, then D/2 sines; attention factor in
-  bool interleaved = false;  // pairs (2i, 2i+1) as GGUF's Llama files; else (i, i + D/2)
+  Tensor cos_sin;  // f32 [max_position, P]: P/2 cosines, then P/2 sines; attention factor in
+  bool interleaved = false;  // pairs (2i, 2i+1) as GGUF's Llama files; else (i, i + P/2)
 };
 
+// Norms of each head of q and of k by itself, before the rotation. Empty views: none.
+struct HeadNorms {
+  TensorView q;  // f32 [D]
+  TensorView k;  // f32 [D]
+  float eps = 0;
+};
+
+// Layers of one model differ in `window` alone. Those that have one have the same: the shape that
+// a backend and begin_step are given holds it.
 struct AttentionShape {
   int32_t num_heads = 0;     // Hq
   int32_t num_kv_heads = 0;  // Hkv; divides Hq
   int32_t head_dim = 0;      // D
   float scale = 0;           // of q·k, usually 1/sqrt(D)
   int32_t window = 0;        // keys seen back from a token, itself included; 0: all
+  float softcap = 0;         // c: the softmax is of c * tanh(scale * q·k / c); 0: of scale * q·k
   bool operator==(const AttentionShape&) const = default;
 };
+
+// What a gated MLP does to its gate. kGeluTanh: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+enum class Activation : uint8_t { kSilu, kGeluTanh };
 
 // How one row of logits becomes a token.
 struct SampleRow {
@@ -122,16 +136,27 @@ class Ops {
   virtual void begin_step(const StepHeader* step, const int32_t* arrived, const SlotState& slots,
       const StepArrays& arrays, const BatchView& batch, const AttentionShape& shape) = 0;
 
-  // out[t] = table[ids[t] - first_id], or zeros when the id lies outside this shard's rows.
-  // table: [rows, H] any dtype; out: act [T, H].
+  // out[t] = scale * table[ids[t] - first_id], or zeros when the id lies outside this shard's rows.
+  // table: [rows, H] any dtype; out: act [T, H], rounded once.
   virtual void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table,
-      const TensorView& out) = 0;
-  // out = x / rms(x) * weight. x, out: act [T, H]; weight: f32 [H]. In place allowed.
+      float scale, const TensorView& out) = 0;
+  // out = x / rms(x) * weight. x, out: act [T, H], rows may be strided; weight: f32 [H]. In place
+  // allowed.
   virtual void rms_norm(
       const TensorView& x, const TensorView& weight, float eps, const TensorView& out) = 0;
   // residual += x, then out = rms_norm(residual).
   virtual void add_rms_norm(const TensorView& x, const TensorView& residual,
       const TensorView& weight, float eps, const TensorView& out) = 0;
+  // residual += rms_norm(x) with the weight `post`, then out = rms_norm(residual); without the
+  // latter where `weight` is an empty view. x, residual, out: act [T, H]; weights: f32 [H].
+  virtual void norm_add_norm(const TensorView& x, const TensorView& post,
+      const TensorView& residual, const TensorView& weight, float eps, const TensorView& out) = 0;
+  // A norm over columns that ranks share: sums[t] = sum of x[t]²; then, of the sums over ranks,
+  // x[t] *= weight / sqrt(sums[t] / count + eps). x: act [T, n], rows may be strided; sums: f32
+  // [T, 1], rows may be strided; weight: f32 [n]; count: columns of all ranks.
+  virtual void sum_squares(const TensorView& x, const TensorView& sums) = 0;
+  virtual void scale_by_rms(const TensorView& x, const TensorView& sums, int64_t count,
+      const TensorView& weight, float eps) = 0;
   // out = x · wᵀ (+ bias). x: act [T, K]; w: [N, K] of a dtype that Device::weight_dtype gives;
   // bias: act [N] or an empty view; out: act or f32 [T, N], its rows may be strided.
   virtual void linear(
@@ -142,29 +167,34 @@ class Ops {
     linear(x, w, bias, scratch);
     add(to, scratch);
   }
-  // out = silu(x · gateᵀ) * (x · upᵀ), biases added before. w: [2 I, K] rows of gate, then of up;
+  // out = act(x · gateᵀ) * (x · upᵀ), biases added before. w: [2 I, K] rows of gate, then of up;
   // scratch: act [T, 2 I], may be written; out: act [T, I].
   virtual void gated_linear(const TensorView& x, const TensorView& w, const TensorView& bias,
-      const TensorView& scratch, const TensorView& out) {
+      Activation act, const TensorView& scratch, const TensorView& out) {
     linear(x, w, bias, scratch);
-    silu_mul(scratch.slice_cols(0, out.cols()), scratch.slice_cols(out.cols(), out.cols()), out);
+    gate_mul(
+        scratch.slice_cols(0, out.cols()), scratch.slice_cols(out.cols(), out.cols()), act, out);
   }
-  // Rotates q in place and k, then writes k and v to the cache at each token's position.
-  // q: act [T, Hq*D]; k, v: act [T, Hkv*D] (rows may be strided).
+  // Norms the heads of q and k, rotates them, q in place, then writes k and v to the cache at each
+  // token's position. q: act [T, Hq*D]; k, v: act [T, Hkv*D] (rows may be strided).
   virtual void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,
-      const RopeTable& rope, const AttentionShape& shape, const BatchView& batch,
-      const KvCacheView& cache) = 0;
-  // Causal attention of every token over its sequence's cache, positions 0..its own.
+      const HeadNorms& norms, const RopeTable& rope, const AttentionShape& shape,
+      const BatchView& batch, const KvCacheView& cache) = 0;
+  // Causal attention of every token over its sequence's cache: positions 0..its own, or the last
+  // shape.window of them.
   // q: act [T, Hq*D] (rows may be strided); out: act [T, Hq*D].
   virtual void attention(const TensorView& q, const KvCacheView& cache, const AttentionShape& shape,
       const BatchView& batch, const TensorView& out) = 0;
-  // out = silu(gate) * up. gate, up: act [T, I] (rows may be strided); out: act [T, I].
-  virtual void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out) = 0;
+  // out = act(gate) * up. gate, up: act [T, I] (rows may be strided); out: act [T, I].
+  virtual void gate_mul(
+      const TensorView& gate, const TensorView& up, Activation act, const TensorView& out) = 0;
   // x += y, both act [T, H].
   virtual void add(const TensorView& x, const TensorView& y) = 0;
   // out[i] = x[rows[i]]: the hidden rows that need logits.
   virtual void gather_rows(
       const TensorView& x, std::span<const int32_t> rows, const TensorView& out) = 0;
+  // x = cap * tanh(x / cap). x: f32 [R, N], contiguous.
+  virtual void soft_cap(const TensorView& x, float cap) = 0;
   // What a draw needs to know of a part of the vocabulary: f32 [R, scan_cols(R, n)] of `logits`,
   // f32 [R, n], whose first id is a multiple of 4. Where the number of columns is 0, nothing is
   // done.

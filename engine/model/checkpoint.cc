@@ -4,8 +4,10 @@
 #include <fmt/ranges.h>
 
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <set>
 
 #include "engine/base/check.h"
 #include "engine/base/status.h"
@@ -80,9 +82,29 @@ void FileCheckpoint::read(const std::string& tensor, Range rows, Range cols, uin
   }
 }
 
+// Weights of a layer that the decoder would leave out. (Other tensors, such as tables of older
+// files and layers beyond the config's, change nothing.)
+void refuse_unused_weights(
+    const StoredModel& model, const std::set<std::string>& used, const std::string& path) {
+  for (const auto& [name, stored] : model.tensors) {
+    constexpr std::string_view kLayers = "model.layers.";
+    if (!name.starts_with(kLayers) || used.contains(name)) continue;
+    const bool is_weight = name.ends_with(".weight") || name.ends_with(".bias");
+    if (!is_weight ||
+        std::strtoll(name.c_str() + kLayers.size(), nullptr, 10) >= model.config.num_layers)
+      continue;
+    throw Error(ExitCode::kModel,
+        "'{}' has a tensor '{}', which the family '{}' does not use as its config stands: it is a "
+        "variant that this build does not compute",
+        path, name, model.config.family);
+  }
+}
+
 // Every tensor the config asks for, in its shape and in a type we have kernels for.
 void check_tensors(const StoredModel& model, const std::string& path) {
+  std::set<std::string> used;
   for (const ExpectedTensor& expected : expected_tensors(model.config)) {
+    used.insert(expected.name);
     const auto found = model.tensors.find(expected.name);
     if (found == model.tensors.end()) {
       throw Error(ExitCode::kModel,
@@ -104,6 +126,7 @@ void check_tensors(const StoredModel& model, const std::string& path) {
           expected.name, path, stored.type_name);
     }
   }
+  refuse_unused_weights(model, used, path);
 }
 
 bool begins_as_gguf(const std::string& path) {

@@ -2,12 +2,15 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <boost/json/value.hpp>
+#include <cmath>
 
 #include "engine/base/bytes.h"
 #include "engine/base/hash.h"
 #include "engine/base/status.h"
 #include "engine/model/families.h"
+#include "engine/model/hf_rope.h"
 #include "engine/model/json_fields.h"
 
 namespace millrace {
@@ -17,32 +20,38 @@ namespace {
 namespace json = boost::json;
 
 // Fields that change what a layer computes, from families and forks that reuse a known model_type.
-// Each is harmless with the value given here (or absent); with another one we would be wrong.
-constexpr std::string_view kMustBeOne[] = {"partial_rotary_factor", "rotary_pct",
-    "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling",
-    "logit_scale"};
-constexpr std::string_view kMustBeOff[] = {"attn_logit_softcapping", "final_logit_softcapping",
-    "clip_qkv", "num_local_experts", "num_experts", "use_qk_norm", "qk_layernorm", "alibi",
-    "is_encoder_decoder"};
+// Each is harmless with the value given here (or absent); with another one we would be wrong,
+// unless the family reads it.
+struct Neutral {
+  std::string_view name;
+  double value;
+};
+constexpr Neutral kChangesTheResult[] = {{"partial_rotary_factor", 1}, {"rotary_pct", 1},
+    {"attention_multiplier", 1}, {"embedding_multiplier", 1}, {"residual_multiplier", 1},
+    {"logits_scaling", 1}, {"logit_scale", 1}, {"attn_logit_softcapping", 0},
+    {"final_logit_softcapping", 0}, {"query_pre_attn_scalar", 0}, {"rope_local_base_freq", 0},
+    {"sliding_window_pattern", 0}, {"no_rope_layers", 0}, {"no_rope_layer_interval", 0},
+    {"use_bidirectional_attention", 0}, {"use_mrope", 0}, {"attn_temperature_tuning", 0},
+    {"attention_chunk_size", 0}, {"clip_qkv", 0}, {"num_local_experts", 0}, {"num_experts", 0},
+    {"use_qk_norm", 0}, {"qk_layernorm", 0}, {"alibi", 0}, {"is_encoder_decoder", 0}};
 
-void refuse_what_changes_the_result(const JsonFields& fields) {
-  for (const std::string_view name : kMustBeOne) fields.refuse_unless(name, 1);
-  for (const std::string_view name : kMustBeOff) fields.refuse_unless(name, 0);
-  if (const std::string act = fields.text("hidden_act").value_or("silu");
-      act != "silu" && act != "swish") {
-    fields.fail("'hidden_act' is '{}'; only 'silu' is supported", act);
+void refuse_what_changes_the_result(const JsonFields& fields, const Family& family) {
+  for (const auto& [name, value] : kChangesTheResult) {
+    if (!family.reads(name)) fields.refuse_unless(name, value);
+  }
+  constexpr std::string_view kSilu[] = {"silu", "swish"}, kGelu[] = {"gelu_pytorch_tanh"};
+  const std::span<const std::string_view> known =
+      family.activation == Activation::kSilu ? std::span<const std::string_view>(kSilu) : kGelu;
+  for (const char* name : {"hidden_act", "hidden_activation"}) {
+    const std::string act = fields.text(name).value_or(std::string(known[0]));
+    if (std::ranges::find(known, act) != known.end()) continue;
+    fields.fail("'{}' is '{}'; only '{}' is supported for the family '{}'", name, act, known[0],
+        family.name);
   }
   if (fields.find("quantization_config") != nullptr) {
     fields.fail(
         "'quantization_config' is set, but quantized safetensors are not supported; use the "
         "unquantized model or a GGUF file");
-  }
-  if (const json::value* types = fields.find("layer_types"); types != nullptr) {
-    for (const json::value& type : types->is_array() ? types->as_array() : json::array{nullptr}) {
-      if (!type.is_string() || type.as_string() != "full_attention") {
-        fields.fail("'layer_types' holds more than 'full_attention', which is not supported");
-      }
-    }
   }
 }
 
@@ -55,17 +64,93 @@ void check_architectures(const JsonFields& fields) {
   fields.fail("'architectures' names no ...ForCausalLM: the model does not generate text");
 }
 
-// A window as wide as the context hides nothing.
-void check_sliding_window(const JsonFields& fields, const Family& family, int32_t max_position) {
-  if (!fields.boolean("use_sliding_window").value_or(true)) return;
-  const int64_t if_silent = fields.holds("sliding_window") ? 0 : family.default_sliding_window;
-  const int64_t window = fields.integer("sliding_window", 0, INT64_MAX).value_or(if_silent);
-  if (window > 0 && window < max_position) {
-    fields.fail(
-        "'sliding_window' is {} (null would be none), but sliding-window attention is not "
-        "supported; use a model without it",
-        window);
+// The window of windowed layers; 0: none is in use. One as wide as the context hides nothing.
+int32_t read_window(const JsonFields& fields, const Family& family, int32_t max_position) {
+  if (family.windows == Windows::kSwitched || family.windows == Windows::kNone) {
+    const bool if_silent = family.windows == Windows::kNone;
+    if (!fields.boolean("use_sliding_window").value_or(if_silent)) return 0;
   }
+  const int64_t if_silent = fields.holds("sliding_window") ? 0 : family.default_window;
+  const int64_t window = fields.integer("sliding_window", 0, INT64_MAX).value_or(if_silent);
+  if (window == 0 || window >= max_position) return 0;
+  if (family.windows == Windows::kNone) {
+    fields.fail("'sliding_window' is {}, but the family '{}' has no sliding-window attention",
+        window, family.name);
+  }
+  return static_cast<int32_t>(window);
+}
+
+// config.json's own word on each layer, where it has one: 'no_rope_layers' (1: rotated) and
+// 'layer_types'.
+void read_layers(const JsonFields& fields, const Family& family, ModelConfig& config) {
+  const int32_t window = read_window(fields, family, config.max_position);
+  const auto whole = [&](const char* name, int32_t if_silent) {
+    return static_cast<int32_t>(fields.integer(name, 1, INT32_MAX).value_or(if_silent));
+  };
+  set_layers(family, window, whole("sliding_window_pattern", family.window_period), config);
+  const auto count = static_cast<size_t>(config.num_layers);
+  const auto types = fields.texts("layer_types");
+  if (types && types->size() != count) {
+    fields.fail("'layer_types' has {} entries for {} layers", types->size(), count);
+  }
+  const int32_t no_rope = whole("no_rope_layer_interval", family.no_rope_period);
+  const auto rotated = family.no_rope_period > 0 ? fields.numbers("no_rope_layers") : std::nullopt;
+  if (rotated && rotated->size() != count) {
+    fields.fail("'no_rope_layers' has {} entries for {} layers", rotated->size(), count);
+  }
+  const auto first_window = fields.integer("max_window_layers", 0, INT32_MAX).value_or(28);
+  for (size_t i = 0; i < count; ++i) {
+    LayerConfig& layer = config.layers[i];
+    const auto number = static_cast<int32_t>(i);
+    if (family.no_rope_period > 0) {
+      const bool rope = rotated ? (*rotated)[i] != 0 : (number + 1) % no_rope != 0;
+      layer.rope = rope ? LayerRope::kMain : LayerRope::kNone;
+    }
+    if (family.windows == Windows::kSwitched) {
+      const bool full =
+          family.no_rope_period > 0 ? layer.rope == LayerRope::kMain : number < first_window;
+      if (full) layer.window = 0;
+    }
+    if (!types) continue;
+    const bool sliding = (*types)[i] == "sliding_attention";
+    if (!sliding && (*types)[i] != "full_attention") {
+      fields.fail(
+          "'layer_types' holds '{}'; known are full_attention and sliding_attention", (*types)[i]);
+    }
+    const bool wide =
+        fields.integer("sliding_window", 0, INT64_MAX).value_or(0) >= config.max_position;
+    const bool decided = family.windows == Windows::kSwitched ||
+                         family.windows == Windows::kPeriodic;  // by the types
+    if (decided ? sliding && window == 0 && !wide : sliding != (layer.window > 0) && !wide) {
+      fields.fail(
+          "'layer_types' says {} of layer {}, which does not go with the sliding window of this "
+          "config and family ('{}')",
+          (*types)[i], i, family.name);
+    }
+    if (!decided) continue;
+    layer.window = sliding ? window : 0;
+    if (family.reads("rope_local_base_freq")) {
+      layer.rope = sliding ? LayerRope::kLocal : LayerRope::kMain;
+    }
+  }
+}
+
+// What is capped and scaled, in families that do.
+void read_scales(const JsonFields& fields, const Family& family, ModelConfig& config) {
+  const auto cap = [&](const char* name, float if_silent) {
+    if (!family.reads(name) || !fields.holds(name)) return if_silent;
+    return static_cast<float>(fields.number(name, 1e-3, 1e6).value_or(0));  // null: none
+  };
+  config.attention_softcap = cap("attn_logit_softcapping", family.default_attention_softcap);
+  config.logit_softcap = cap("final_logit_softcapping", family.default_logit_softcap);
+  if (family.reads("query_pre_attn_scalar")) {
+    const double scalar = fields.number("query_pre_attn_scalar", 1e-3, 1e6).value_or(256);
+    config.attention_scale = static_cast<float>(1 / std::sqrt(scalar));
+  }
+  if (family.scaled_embedding) {
+    config.embedding_scale = std::sqrt(static_cast<float>(config.hidden_size));
+  }
+  config.norms_plus_one = family.norms_plus_one;
 }
 
 std::vector<int32_t> token_ids(const JsonFields& fields, std::string_view name) {
@@ -97,93 +182,24 @@ void read_shape(const JsonFields& fields, const Family& family, ModelConfig& con
       fields.integer("num_key_value_heads", 1, ConfigLimits::kHeads).value_or(default_kv_heads));
   if (const auto head_dim = fields.integer("head_dim", 1, ConfigLimits::kHeadDim)) {
     config.head_dim = static_cast<int32_t>(*head_dim);
+  } else if (family.default_head_dim > 0) {
+    config.head_dim = family.default_head_dim;
   } else if (config.hidden_size % config.num_heads == 0) {
     config.head_dim = config.hidden_size / config.num_heads;
   } else {
     fields.fail("'num_attention_heads' ({}) does not divide 'hidden_size' ({})", config.num_heads,
         config.hidden_size);
   }
-  config.rms_norm_eps = static_cast<float>(fields.number("rms_norm_eps", 0, 1).value_or(1e-6));
-  config.tie_embeddings = fields.boolean("tie_word_embeddings").value_or(false);
-  config.attention_bias = fields.boolean("attention_bias").value_or(false);
+  config.rms_norm_eps =
+      static_cast<float>(fields.number("rms_norm_eps", 0, 1).value_or(family.default_eps));
+  config.tie_embeddings = fields.boolean("tie_word_embeddings").value_or(family.default_tie);
+  config.attention_bias = fields.boolean("attention_bias").value_or(family.qkv_bias);
   config.mlp_bias = fields.boolean("mlp_bias").value_or(false);
-  if (!family.has_bias_switches && (config.attention_bias || config.mlp_bias)) {
-    fields.fail("the family '{}' has no biases, but a bias is asked for", family.name);
+  const bool attention_known =
+      family.attention_bias_switch || config.attention_bias == family.qkv_bias;
+  if (!attention_known || (config.mlp_bias && !family.mlp_bias_switch)) {
+    fields.fail("the biases asked for are not those of the family '{}'", family.name);
   }
-}
-
-RopeKind rope_kind(const JsonFields& rope) {
-  const std::string kind = rope.text("rope_type").value_or(rope.text("type").value_or("default"));
-  constexpr std::pair<std::string_view, RopeKind> kKinds[] = {{"default", RopeKind::kDefault},
-      {"linear", RopeKind::kLinear}, {"llama3", RopeKind::kLlama3},
-      {"dynamic", RopeKind::kDynamicNtk}, {"yarn", RopeKind::kYarn}};
-  for (const auto& [name, value] : kKinds) {
-    if (kind == name) return value;
-  }
-  rope.fail(
-      "the rope scaling '{}' is not supported; known are default, linear, llama3, dynamic and yarn",
-      kind);
-}
-
-double yarn_attention_factor(const JsonFields& rope, double factor) {
-  if (const auto given = rope.number("attention_factor", 1e-6, 1e6)) return *given;
-  const double mscale = rope.number("mscale", 0, 1e6).value_or(0);
-  const double mscale_all_dim = rope.number("mscale_all_dim", 0, 1e6).value_or(0);
-  if (mscale > 0 && mscale_all_dim > 0) {
-    return yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all_dim);
-  }
-  return yarn_magnitude(factor, 1);
-}
-
-// `rope_scaling` (transformers 4, "type" or "rope_type") or `rope_parameters` (transformers 5).
-RopeConfig read_rope(const JsonFields& fields, int64_t max_position) {
-  constexpr double kMax = 1e12;
-  RopeConfig rope;
-  rope.theta = fields.number("rope_theta", 1.01, kMax).value_or(rope.theta);
-  const json::value* given = fields.find("rope_scaling");
-  if (given == nullptr || (given->is_object() && given->as_object().empty())) {
-    given = fields.find("rope_parameters");
-  }
-  if (given == nullptr) return rope;
-  if (!given->is_object()) fields.fail("the rope scaling is not a JSON object");
-  const JsonFields scaling(given->as_object(), fields.where() + " (rope scaling)");
-  for (const auto& [key, value] : given->as_object()) {
-    if (value.is_object())
-      scaling.fail("'{}': one rope per layer type is not supported", std::string_view(key));
-  }
-  rope.kind = rope_kind(scaling);
-  rope.theta = scaling.number("rope_theta", 1.01, kMax).value_or(rope.theta);
-  if (scaling.number("partial_rotary_factor", 0, 1).value_or(1) != 1) {
-    scaling.fail("'partial_rotary_factor' other than 1 is not supported");
-  }
-  if (rope.kind == RopeKind::kDefault) return rope;
-
-  // Dynamic scaling takes the context itself as the original one.
-  rope.original_max_position = max_position;
-  if (rope.kind != RopeKind::kDynamicNtk) {
-    constexpr std::string_view kName = "original_max_position_embeddings";
-    const auto inner = scaling.integer(kName, 1, ConfigLimits::kPositions);
-    rope.original_max_position =
-        fields.integer(kName, 1, ConfigLimits::kPositions).value_or(inner.value_or(max_position));
-  }
-  const auto factor = scaling.number("factor", 1e-6, 1e6);
-  if (!factor && rope.kind != RopeKind::kYarn) scaling.fail("'factor' is missing");
-  rope.factor = factor.value_or(static_cast<double>(max_position) / rope.original_max_position);
-  if (rope.kind == RopeKind::kLlama3) {
-    const auto low = scaling.number("low_freq_factor", 1e-6, 1e6);
-    const auto high = scaling.number("high_freq_factor", 1e-6, 1e6);
-    if (!low || !high || *high <= *low) {
-      scaling.fail("'low_freq_factor' and a larger 'high_freq_factor' are needed");
-    }
-    rope.low_freq_factor = *low;
-    rope.high_freq_factor = *high;
-  } else if (rope.kind == RopeKind::kYarn) {
-    rope.beta_fast = scaling.number("beta_fast", 1e-6, 1e6).value_or(rope.beta_fast);
-    rope.beta_slow = scaling.number("beta_slow", 1e-6, 1e6).value_or(rope.beta_slow);
-    rope.attention_factor = yarn_attention_factor(scaling, rope.factor);
-    rope.yarn_truncate = scaling.boolean("truncate").value_or(true);
-  }
-  return rope;
 }
 
 }  // namespace
@@ -195,19 +211,20 @@ ModelConfig parse_hf_config(std::string_view config_json, std::string_view gener
   const JsonFields fields(object, where);
   const auto model_type = fields.text("model_type");
   if (!model_type) fields.fail("'model_type' is missing: this is not the config of a model");
-  const Family* family = find_family_by_hf(*model_type);
+  const Family* family = find_family(*model_type);
   if (family == nullptr) {
     fields.fail("the model type '{}' is not supported; supported are: {}", *model_type,
         supported_families());
   }
   check_architectures(fields);
-  refuse_what_changes_the_result(fields);
+  refuse_what_changes_the_result(fields, *family);
 
   ModelConfig config;
   config.family = family->name;
   read_shape(fields, *family, config);
-  check_sliding_window(fields, *family, config.max_position);
-  config.rope = read_rope(fields, config.max_position);
+  read_scales(fields, *family, config);
+  read_layers(fields, *family, config);
+  read_ropes(fields, *family, config);
   config.bos_token_id =
       static_cast<int32_t>(fields.integer("bos_token_id", -1, ConfigLimits::kVocab).value_or(-1));
   config.eos_token_ids = token_ids(fields, "eos_token_id");
@@ -233,6 +250,12 @@ void check_config(const ModelConfig& config, const std::string& where) {
   if (config.head_dim % 2 != 0 || config.head_dim < 4) {
     fail("a head size of {} cannot be rotated: it must be even and at least 4", config.head_dim);
   }
+  for (const RopeConfig* rope : {&config.rope, &config.local_rope}) {
+    if (rope->dim % 2 != 0 || rope->dim < 4 || rope->dim > config.head_dim) {
+      fail("{} of {} elements of a head cannot be rotated: they must be even and at least 4",
+          rope->dim, config.head_dim);
+    }
+  }
   if (int64_t{config.num_heads} * config.head_dim > (1 << 20)) {
     fail("{} heads of size {} are too many", config.num_heads, config.head_dim);
   }
@@ -249,10 +272,14 @@ uint64_t ModelConfig::hash() const {
   ByteWriter out;
   out(family, num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim,
       vocab_size, max_position, rms_norm_eps, tie_embeddings, attention_bias, mlp_bias,
+      norms_plus_one, attention_scale, attention_softcap, logit_softcap, embedding_scale,
       eos_token_ids, bos_token_id);
-  out(rope.kind, rope.theta, rope.factor, rope.low_freq_factor, rope.high_freq_factor,
-      rope.original_max_position, rope.beta_fast, rope.beta_slow, rope.attention_factor,
-      rope.yarn_truncate, rope.freq_factors, rope.interleaved);
+  for (const RopeConfig* r : {&rope, &local_rope}) {
+    out(r->kind, r->dim, r->theta, r->factor, r->low_freq_factor, r->high_freq_factor,
+        r->original_max_position, r->beta_fast, r->beta_slow, r->attention_factor, r->yarn_truncate,
+        r->freq_factors, r->short_factors, r->interleaved);
+  }
+  for (const LayerConfig& layer : layers) out(layer.window, layer.rope);
   uint64_t hash = 0;
   for (const uint8_t byte : out.take()) hash = hash_combine(hash, byte);
   return hash;

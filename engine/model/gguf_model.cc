@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <span>
+#include <utility>
 
 #include "engine/base/status.h"
 #include "engine/model/families.h"
@@ -20,13 +22,27 @@ struct NamePair {
 };
 constexpr NamePair kModelNames[] = {
     {"token_embd", "model.embed_tokens"}, {"output_norm", "model.norm"}, {"output", "lm_head"}};
-constexpr NamePair kLayerNames[] = {{"attn_norm", "input_layernorm"},
-    {"attn_q", "self_attn.q_proj"}, {"attn_k", "self_attn.k_proj"}, {"attn_v", "self_attn.v_proj"},
-    {"attn_output", "self_attn.o_proj"}, {"ffn_norm", "post_attention_layernorm"},
-    {"ffn_gate", "mlp.gate_proj"}, {"ffn_up", "mlp.up_proj"}, {"ffn_down", "mlp.down_proj"}};
+constexpr NamePair kLayerNames[] = {{"attn_q", "self_attn.q_proj"}, {"attn_k", "self_attn.k_proj"},
+    {"attn_v", "self_attn.v_proj"}, {"attn_qkv", "self_attn.qkv_proj"},
+    {"attn_q_norm", "self_attn.q_norm"}, {"attn_k_norm", "self_attn.k_norm"},
+    {"attn_output", "self_attn.o_proj"}, {"ffn_gate", "mlp.gate_proj"}, {"ffn_up", "mlp.up_proj"},
+    {"ffn_down", "mlp.down_proj"}};
+
+// "attn_q" -> "self_attn.q_proj"; itself when we don't use it, so that it is refused.
+std::string_view layer_hf_name(const Family& family, std::string_view gguf) {
+  const NamePair norms[] = {{"attn_norm", family.norms.attention},
+      {"post_attention_norm", family.norms.attention_post}, {"ffn_norm", family.norms.mlp},
+      {"post_ffw_norm", family.norms.mlp_post}};
+  if (family.fused_projections && gguf == "ffn_up") return "mlp.gate_up_proj";
+  for (const std::span<const NamePair> names : {std::span<const NamePair>(norms), {kLayerNames}}) {
+    const auto found = std::ranges::find(names, gguf, &NamePair::gguf);
+    if (found != names.end() && !found->hf.empty()) return found->hf;
+  }
+  return gguf;
+}
 
 // "blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight"; empty when we don't use it.
-std::string hf_name(std::string_view gguf) {
+std::string hf_name(const Family& family, std::string_view gguf) {
   const size_t dot = gguf.rfind('.');
   if (dot == std::string_view::npos) return {};
   std::string_view stem = gguf.substr(0, dot);
@@ -38,9 +54,8 @@ std::string hf_name(std::string_view gguf) {
   stem.remove_prefix(4);
   const size_t end = stem.find('.');
   if (end == std::string_view::npos) return {};
-  const auto* found = std::ranges::find(kLayerNames, stem.substr(end + 1), &NamePair::gguf);
-  if (found == std::end(kLayerNames)) return {};
-  return fmt::format("model.layers.{}.{}{}", stem.substr(0, end), found->hf, suffix);
+  return fmt::format("model.layers.{}.{}{}", stem.substr(0, end),
+      layer_hf_name(family, stem.substr(end + 1)), suffix);
 }
 
 // `keys`: the model's own numbers, "<architecture>.<key>".
@@ -55,25 +70,61 @@ void read_shape(const JsonFields& keys, ModelConfig& config) {
   const auto head_dim = keys.integer("attention.key_length", 1, ConfigLimits::kHeadDim);
   config.head_dim = static_cast<int32_t>(head_dim.value_or(config.hidden_size / config.num_heads));
   keys.refuse_unless("attention.value_length", config.head_dim);
-  keys.refuse_unless("rope.dimension_count", config.head_dim);
-  for (const char* key : {"expert_count", "attention.scale", "logit_scale", "residual_scale",
-           "embedding_scale", "attention.sliding_window"}) {
+  for (const char* key :
+      {"expert_count", "attention.scale", "logit_scale", "residual_scale", "embedding_scale"}) {
     keys.refuse_unless(key, 0);
   }
   config.rms_norm_eps =
       static_cast<float>(keys.number("attention.layer_norm_rms_epsilon", 1e-30, 1).value_or(1e-5));
 }
 
-void read_rope(const JsonFields& keys, ModelConfig& config) {
+// What is capped, scaled and windowed; llama.cpp's reader (llama-model.cpp) is the source of what a
+// file does not say.
+void read_scales_and_layers(const JsonFields& keys, const Family& family, ModelConfig& config) {
+  const auto cap = [&](const char* key, float if_silent) {
+    if (!family.reads(key)) keys.refuse_unless(key, 0);
+    return static_cast<float>(keys.number(key, 0, 1e6).value_or(if_silent));
+  };
+  config.attention_softcap = cap("attn_logit_softcapping", family.default_attention_softcap);
+  config.logit_softcap = cap("final_logit_softcapping", family.default_logit_softcap);
+  if (family.scaled_embedding) {
+    config.embedding_scale = std::sqrt(static_cast<float>(config.hidden_size));
+  }
+  // The 27B models alone scale by the width of a head that hidden / heads gives.
+  constexpr std::pair<std::string_view, int32_t> k27B[] = {{"gemma2", 46}, {"gemma3", 62}};
+  if (std::ranges::find(k27B, std::pair(family.gguf_architecture, config.num_layers)) !=
+      std::end(k27B)) {
+    config.attention_scale =
+        1 / std::sqrt(static_cast<float>(config.hidden_size / config.num_heads));
+  }
+  const bool windowed = family.windows == Windows::kEvery || family.windows == Windows::kPeriodic;
+  if (!windowed) keys.refuse_unless("attention.sliding_window", 0);
+  const auto window = keys.integer("attention.sliding_window", 0, INT32_MAX)
+                          .value_or(windowed ? family.default_window : 0);
+  const auto period =
+      keys.integer("attention.sliding_window_pattern", 1, INT32_MAX).value_or(family.window_period);
+  set_layers(family, window < config.max_position ? static_cast<int32_t>(window) : 0,
+      static_cast<int32_t>(period), config);
+}
+
+void read_rope(const JsonFields& keys, const Family& family, ModelConfig& config) {
   RopeConfig& rope = config.rope;
-  rope.theta = keys.number("rope.freq_base", 1.01, 1e12).value_or(rope.theta);
+  rope.theta = keys.number("rope.freq_base", 1.01, 1e12).value_or(family.default_theta);
+  config.local_rope.theta = keys.number("rope.freq_base_swa", 1.01, 1e12).value_or(10'000);
+  rope.interleaved = config.local_rope.interleaved = family.gguf_rope_interleaved;
+  rope.dim = config.local_rope.dim = config.head_dim;
+  if (!family.reads("partial_rotary_factor")) {
+    keys.refuse_unless("rope.dimension_count", config.head_dim);
+  } else if (const auto dim = keys.integer("rope.dimension_count", 1, config.head_dim)) {
+    rope.dim = static_cast<int32_t>(*dim);
+  }
   const auto factor = keys.number("rope.scaling.factor", 1e-6, 1e6);
   const std::string kind = keys.text("rope.scaling.type").value_or(factor ? "linear" : "none");
   if (const auto old = keys.number("rope.scale_linear", 1e-6, 1e6); old && *old != 1) {
     rope.kind = RopeKind::kLinear;  // how files of 2023 spelled it
     rope.factor = *old;
   }
-  if (kind == "none") return;
+  if (kind == "none" || kind == "longrope") return;  // this one comes as tensors
   if (kind != "linear" && kind != "yarn") {
     keys.fail(
         "the rope scaling '{}' is not supported; known are linear and yarn "
@@ -95,23 +146,48 @@ void read_rope(const JsonFields& keys, ModelConfig& config) {
   rope.attention_factor = yarn_magnitude(rope.factor, 1);
 }
 
-// Llama 3's scaling comes as one divisor per frequency: rope_freqs.weight, F32 [D/2].
-void read_freq_factors(const GgufFile& gguf, ModelConfig& config) {
-  const auto found = gguf.tensors.find("rope_freqs.weight");
-  if (found == gguf.tensors.end()) return;
+// One divisor per frequency, F32 [P/2]; empty where there is no such tensor.
+std::vector<float> read_factors(const GgufFile& gguf, const char* name, int32_t dim) {
+  const auto found = gguf.tensors.find(name);
+  if (found == gguf.tensors.end()) return {};
   const StoredTensor& tensor = found->second;
-  const auto count = static_cast<size_t>(config.head_dim / 2);
+  const auto count = static_cast<size_t>(dim / 2);
   if (!tensor.readable || tensor.info.dtype != DType::kF32 ||
-      tensor.info.shape != std::vector<int64_t>{config.head_dim / 2}) {
-    gguf.fields().fail("'rope_freqs.weight' is not F32 [{}]", count);
+      tensor.info.shape != std::vector<int64_t>{dim / 2}) {
+    gguf.fields().fail("'{}' is not F32 [{}]", name, count);
   }
-  std::vector<float>& factors = config.rope.freq_factors;
-  factors.resize(count);
+  std::vector<float> factors(count);
   gguf.files[tensor.file].read_at(
       tensor.offset, {reinterpret_cast<uint8_t*>(factors.data()), count * 4});
   for (const float f : factors) {
-    if (!std::isfinite(f) || f <= 0) gguf.fields().fail("'rope_freqs.weight' is not positive");
+    if (!std::isfinite(f) || f <= 0) gguf.fields().fail("'{}' is not positive", name);
   }
+  return factors;
+}
+
+// Llama 3's scaling comes as rope_freqs.weight, LongRoPE as a pair of tensors.
+void read_rope_tensors(const GgufFile& gguf, const JsonFields& keys, ModelConfig& config) {
+  RopeConfig& rope = config.rope;
+  rope.freq_factors = read_factors(gguf, "rope_freqs.weight", rope.dim);
+  std::vector<float> longer = read_factors(gguf, "rope_factors_long.weight", rope.dim);
+  rope.short_factors = read_factors(gguf, "rope_factors_short.weight", rope.dim);
+  if (longer.empty() != rope.short_factors.empty()) {
+    keys.fail("only one of 'rope_factors_long.weight' and 'rope_factors_short.weight' is there");
+  }
+  if (longer.empty() && keys.text("rope.scaling.type").value_or("") == "longrope") {
+    keys.fail("the rope scaling 'longrope' needs the tensor 'rope_factors_long.weight'");
+  }
+  if (longer.empty()) return;
+  rope.kind = RopeKind::kLongRope;
+  rope.freq_factors = std::move(longer);
+  rope.original_max_position =
+      keys.integer("rope.scaling.original_context_length", 1, ConfigLimits::kPositions)
+          .value_or(config.max_position);
+  rope.factor =
+      static_cast<double>(config.max_position) / static_cast<double>(rope.original_max_position);
+  rope.attention_factor = keys.number("rope.scaling.attn_factor", 1e-6, 1e6)
+                              .value_or(longrope_magnitude(
+                                  rope.factor, static_cast<double>(rope.original_max_position)));
 }
 
 // Where generation ends: the model's own ends, and the ends of a turn that older files only have
@@ -163,11 +239,11 @@ ModelConfig read_config(const GgufFile& gguf, const std::string& path) {
   const JsonFields keys = gguf.fields(architecture + ".");
   keys.refuse_unless("vocab_size", config.vocab_size);
   read_shape(keys, config);
-  read_rope(keys, config);
-  config.rope.interleaved = family->gguf_rope_interleaved;
-  read_freq_factors(gguf, config);
+  read_scales_and_layers(keys, *family, config);
+  read_rope(keys, *family, config);
+  read_rope_tensors(gguf, keys, config);
   config.tie_embeddings = !gguf.tensors.contains("output.weight");
-  config.attention_bias = gguf.tensors.contains("blk.0.attn_q.bias");
+  config.attention_bias = family->qkv_bias || gguf.tensors.contains("blk.0.attn_q.bias");
   config.mlp_bias = gguf.tensors.contains("blk.0.ffn_gate.bias");
   config.bos_token_id = static_cast<int32_t>(
       metadata.integer("tokenizer.ggml.bos_token_id", 0, config.vocab_size - 1).value_or(-1));
@@ -182,6 +258,7 @@ StoredModel read_gguf_model(const std::string& path) {
   GgufFile gguf = read_gguf(path);
   StoredModel model;
   model.config = read_config(gguf, path);
+  const Family& family = family_of(model.config);
   const JsonFields metadata = gguf.fields();
   model.tokenizer_json = make_tokenizer_json(metadata, model.config.vocab_size);
   model.chat_template = metadata.text("tokenizer.chat_template").value_or("");
@@ -191,7 +268,7 @@ StoredModel read_gguf_model(const std::string& path) {
   }
   model.files = std::move(gguf.files);
   for (auto& [name, tensor] : gguf.tensors) {
-    std::string known = hf_name(name);
+    std::string known = hf_name(family, name);
     if (!known.empty()) model.tensors.emplace(std::move(known), std::move(tensor));
   }
   return model;

@@ -11,7 +11,7 @@ namespace millrace {
 
 namespace {
 
-using Frequencies = std::vector<double>;  // [D/2], radians per position
+using Frequencies = std::vector<double>;  // [P/2], radians per position
 
 Frequencies plain_frequencies(double theta, int32_t head_dim) {
   Frequencies f(static_cast<size_t>(head_dim / 2));
@@ -72,9 +72,12 @@ double yarn_magnitude(double factor, double mscale) {
   return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
 }
 
-void fill_rope_table(const ModelConfig& config, int32_t max_position, float* cos_sin) {
-  const RopeConfig& rope = config.rope;
-  const int32_t d = config.head_dim;
+double longrope_magnitude(double factor, double original) {
+  return factor <= 1 ? 1.0 : std::sqrt(1 + std::log(factor) / std::log(original));
+}
+
+void fill_rope_table(const RopeConfig& rope, int32_t max_position, float* cos_sin) {
+  const int32_t d = rope.dim;
   const bool dynamic = rope.kind == RopeKind::kDynamicNtk;
   Frequencies f = plain_frequencies(dynamic ? ntk_theta(rope, d, max_position) : rope.theta, d);
   if (rope.kind == RopeKind::kLinear) {
@@ -82,10 +85,12 @@ void fill_rope_table(const ModelConfig& config, int32_t max_position, float* cos
   }
   if (rope.kind == RopeKind::kLlama3) scale_llama3(rope, f);
   if (rope.kind == RopeKind::kYarn) scale_yarn(rope, d, f);
-  if (!rope.freq_factors.empty()) {
-    CHECK(rope.freq_factors.size() == f.size(), "{} factors for {} frequencies",
-        rope.freq_factors.size(), f.size());
-    for (size_t i = 0; i < f.size(); ++i) f[i] /= rope.freq_factors[i];
+  const bool is_short =
+      rope.kind == RopeKind::kLongRope && max_position <= rope.original_max_position;
+  const std::vector<float>& factors = is_short ? rope.short_factors : rope.freq_factors;
+  if (!factors.empty()) {
+    CHECK(factors.size() == f.size(), "{} factors for {} frequencies", factors.size(), f.size());
+    for (size_t i = 0; i < f.size(); ++i) f[i] /= factors[i];
   }
   for (int32_t position = 0; position < max_position; ++position) {
     float* row = cos_sin + int64_t{position} * d;

@@ -30,18 +30,25 @@ void Linear::forward(Ops& ops, const TensorView& x, const TensorView& out) const
   }
 }
 
-void Linear::forward_gated(
-    Ops& ops, const TensorView& x, const TensorView& scratch, const TensorView& out) const {
+void Linear::forward_gated(Ops& ops, const TensorView& x, Activation act, const TensorView& scratch,
+    const TensorView& out) const {
   if (parts_.size() == 1) {
     const Part& both = parts_.front();
-    return ops.gated_linear(x, both.weight.view, both.bias.view, scratch, out);
+    return ops.gated_linear(x, both.weight.view, both.bias.view, act, scratch, out);
   }
   forward(ops, x, scratch);
-  ops.silu_mul(scratch.slice_cols(0, out.cols()), scratch.slice_cols(out.cols(), out.cols()), out);
+  ops.gate_mul(
+      scratch.slice_cols(0, out.cols()), scratch.slice_cols(out.cols(), out.cols()), act, out);
 }
 
 void Linear::forward_add_norm(Ops& ops, TpOps& tp, const TensorView& x, const TensorView& scratch,
-    const TensorView& hidden, const TensorView& norm, float eps, const TensorView& normed) const {
+    const TensorView& hidden, const TensorView& post, const TensorView& norm, float eps,
+    const TensorView& normed) const {
+  if (post.data != nullptr) {
+    forward(ops, x, scratch);
+    tp.reduce(scratch);
+    return ops.norm_add_norm(scratch, post, hidden, norm, eps, normed);
+  }
   if (tp.size() > 1) {
     forward(ops, x, scratch);
     tp.reduce_add_norm(ops, scratch, hidden, norm, eps, normed);
@@ -70,9 +77,9 @@ WeightLoader::WeightLoader(
     const Checkpoint& checkpoint, Device& device, std::function<void()> on_tensor)
     : checkpoint_(checkpoint), device_(device), on_tensor_(std::move(on_tensor)) {}
 
-Tensor WeightLoader::vector(const std::string& name, Range range) {
+Tensor WeightLoader::vector(const std::string& name, Range range, float add) {
   Tensor tensor = device_.tensor(DType::kF32, {range.size}, name);
-  add(name, range, {0, 1}, tensor.view);
+  this->add(name, range, {0, 1}, tensor.view, add);
   return tensor;
 }
 
@@ -127,13 +134,15 @@ Linear WeightLoader::linear(std::span<const LinearSlice> slices) {
   return linear;
 }
 
-void WeightLoader::add(const std::string& name, Range rows, Range cols, const TensorView& to) {
+void WeightLoader::add(
+    const std::string& name, Range rows, Range cols, const TensorView& to, float add) {
   const TensorInfo* info = checkpoint_.find(name);
   CHECK(info != nullptr, "{} passed the shape check and is gone", name);
   bytes_ += dtype_bytes(to.dtype, to.count());
   // A vector is one line, whose columns are asked for as rows.
   if (info->shape.size() == 1) {
-    slices_.push_back({name, info, {0, 1}, rows, TensorView(to.data, to.dtype, {1, rows.size})});
+    slices_.push_back(
+        {name, info, {0, 1}, rows, TensorView(to.data, to.dtype, {1, rows.size}), add});
     return;
   }
   if (info->dtype != to.dtype && !readable_as_stored(*info, cols)) {
@@ -208,7 +217,7 @@ void WeightLoader::load() {
 // narrowed.
 void WeightLoader::read(const Slice& slice, Staging& staging) const {
   const DType stored = slice.info->dtype;
-  const bool as_stored = stored == slice.to.dtype;
+  const bool as_stored = stored == slice.to.dtype && slice.add == 0;
   const Range whole{0, slice.info->shape.back()};
   const Range cols = as_stored ? slice.cols : whole;
   const int64_t line_bytes = dtype_bytes(stored, cols.size);
@@ -229,6 +238,7 @@ void WeightLoader::read(const Slice& slice, Staging& staging) const {
     checkpoint_.read(slice.name, is_vector ? cols : rows, is_vector ? Range{0, 1} : cols, to);
     for (int64_t i = 0; !as_stored && i < count; ++i) {
       widen_rows(TensorView(to + i * line_bytes, stored, {1, whole.size}), staging.wide.data());
+      for (float& value : staging.wide) value += slice.add;
       narrow({staging.wide.data() + slice.cols.begin, static_cast<size_t>(slice.cols.size)},
           slice.to.dtype, room + i * out_line);
     }

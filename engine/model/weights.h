@@ -29,13 +29,15 @@ class Linear {
  public:
   // x: [T, in]; out: [T, n], n the outputs of all matrices.
   void forward(Ops& ops, const TensorView& x, const TensorView& out) const;
-  // Of gate and up side by side: out = silu(gate) * up. scratch: [T, 2 I], out: [T, I].
-  void forward_gated(
-      Ops& ops, const TensorView& x, const TensorView& scratch, const TensorView& out) const;
-  // Row-parallel: hidden += the sum over ranks of x · Wᵀ + b, then normed = rms_norm(hidden); no
-  // norm where its weight is an empty view. scratch: as hidden [T, H].
+  // Of gate and up side by side: out = act(gate) * up. scratch: [T, 2 I], out: [T, I].
+  void forward_gated(Ops& ops, const TensorView& x, Activation act, const TensorView& scratch,
+      const TensorView& out) const;
+  // Row-parallel: hidden += the sum over ranks of x · Wᵀ + b, itself normed with the weight `post`
+  // before, then normed = rms_norm(hidden) with `norm`; no norm where its weight is an empty view.
+  // scratch: as hidden [T, H].
   void forward_add_norm(Ops& ops, TpOps& tp, const TensorView& x, const TensorView& scratch,
-      const TensorView& hidden, const TensorView& norm, float eps, const TensorView& normed) const;
+      const TensorView& hidden, const TensorView& post, const TensorView& norm, float eps,
+      const TensorView& normed) const;
   // Without the norm and on one rank: to += x · Wᵀ + b.
   void forward_add(
       Ops& ops, const TensorView& x, const TensorView& scratch, const TensorView& to) const;
@@ -61,8 +63,8 @@ class WeightLoader {
   // (progress), from any thread.
   WeightLoader(const Checkpoint& checkpoint, Device& device, std::function<void()> on_tensor);
 
-  // A vector (norm weight) as f32 [n].
-  Tensor vector(const std::string& name, Range range);
+  // A vector (norm weight) as f32 [n], `add` added to what is stored.
+  Tensor vector(const std::string& name, Range range, float add = 0);
   // A matrix in the dtype that the device holds it in; on the CPU, where that is the stored one, it
   // is widened to f32, with a log line, where `cols` splits a quantized block.
   Tensor matrix(const std::string& name, Range rows, Range cols);
@@ -79,10 +81,11 @@ class WeightLoader {
     const TensorInfo* info;
     Range rows, cols;
     TensorView to;
+    float add = 0;
   };
   struct Staging;
   DType held_dtype(const std::string& name, Range cols) const;
-  void add(const std::string& name, Range rows, Range cols, const TensorView& to);
+  void add(const std::string& name, Range rows, Range cols, const TensorView& to, float add = 0);
   void read(const Slice& slice, Staging& staging) const;
   void make_up(const Slice& slice) const;
 

@@ -140,7 +140,7 @@ class KernelBench {
         });
     add_linear("gate_up", layer.gate_up,
         [&](const auto& l, const TensorView& x, const TensorView& y, int64_t n) {
-          l.gate_up.forward_gated(ops_, x, y, rows_of(z_, rows, n / 2));
+          l.gate_up.forward_gated(ops_, x, decoder_.activation(), y, rows_of(z_, rows, n / 2));
         });
     add_linear("down", layer.down,
         [&](const auto& l, const TensorView& x, const TensorView& y, int64_t n) {
@@ -183,10 +183,10 @@ class KernelBench {
           rows_of(y_, rows, hidden, i));
     });
     const int64_t inner = layer.down.in_features();
-    add_rows("silu_mul", 3 * inner, [&](int i) {
+    add_rows("gate_mul", 3 * inner, [&](int i) {
       const TensorView both = rows_of(x_, rows, 2 * inner, i);
-      ops_.silu_mul(
-          both.slice_cols(0, inner), both.slice_cols(inner, inner), rows_of(y_, rows, inner, i));
+      ops_.gate_mul(both.slice_cols(0, inner), both.slice_cols(inner, inner), decoder_.activation(),
+          rows_of(y_, rows, inner, i));
     });
     const bool decode = rows <= config_.max_num_seqs;
     const auto count = static_cast<int32_t>(decode ? 1 : rows);
@@ -198,7 +198,7 @@ class KernelBench {
     add_rows("rope_kv_write", 2 * q + 4 * kv, [&](int i) {
       const TensorView all = rows_of(y_, rows, q + 2 * kv, i);
       ops_.rope_kv_write(all.slice_cols(0, q), all.slice_cols(q, kv), all.slice_cols(q + kv, kv),
-          decoder_.rope(), shape_, batch, cache(0));
+          HeadNorms(), decoder_.rope(), shape_, batch, cache(0));
     });
   }
 
@@ -270,6 +270,8 @@ class KernelBench {
         (keys * 2 * static_cast<double>(kv) + 2.0 * batch.num_tokens * static_cast<double>(q)) *
         static_cast<double>(act_bytes_);
     const int64_t copies = pool_.bytes() / (num_blocks_ * block_bytes_);
+    AttentionShape whole = shape_;  // of a layer that sees all keys
+    whole.window = 0;
     const bool decode = count == 1;
     const int calls = decode && device_.asynchronous()
                           ? static_cast<int>(std::clamp<int64_t>(copies, kFewCalls, kMaxCacheCalls))
@@ -277,7 +279,7 @@ class KernelBench {
     add(std::move(name), bytes, 4 * pairs * static_cast<double>(q), calls, decode, [&](int i) {
       const TensorView all = rows_of(x_, batch.num_tokens, q + 2 * kv, i);
       ops_.attention(
-          all.slice_cols(0, q), cache(i), shape_, batch, rows_of(y_, batch.num_tokens, q));
+          all.slice_cols(0, q), cache(i), whole, batch, rows_of(y_, batch.num_tokens, q));
     });
   }
 

@@ -48,7 +48,9 @@ inline void score_row(const AttentionArgs& a, const KeyChunk& chunk, const float
   const int32_t first = begin / kWidth * kWidth;
   for (int32_t j = first; j < end; j += kWidth) {
     const float* k = chunk.k[j / chunk.size] + j % chunk.size * a.head_dim;
-    vec_store(weight + j, dot_keys(q, k, a.head_dim) * vec_set(a.scale));
+    Vec score = dot_keys(q, k, a.head_dim) * vec_set(a.scale);
+    if (a.softcap > 0) score = vec_tanh(score * vec_set(1 / a.softcap)) * vec_set(a.softcap);
+    vec_store(weight + j, score);
   }
   // Slots beyond the row's keys hold whatever their last owner left there.
   for (int32_t j = first; j < begin; ++j) weight[j] = -__builtin_inff();

@@ -2,7 +2,9 @@
 // from the worker's compute thread. Nothing it computes depends on how the work was dealt.
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "engine/kernels/cpu/dispatch.h"
@@ -56,7 +58,7 @@ class CpuOps final : public Ops {
     millrace::begin_step(*step, arrived, slots, arrays, batch);
   }
 
-  void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table,
+  void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table, float scale,
       const TensorView& out) override {
     const auto tokens = static_cast<int64_t>(ids.size());
     check_weights(table);
@@ -68,6 +70,7 @@ class CpuOps final : public Ops {
         std::fill_n(to, table.cols(), 0.0f);
       } else {
         kernels_.widen(table.row(row), table.dtype, table.cols(), to);
+        for (int64_t i = 0; scale != 1 && i < table.cols(); ++i) to[i] *= scale;
       }
     });
   }
@@ -90,6 +93,42 @@ class CpuOps final : public Ops {
       auto* sum = residual.row_as<float>(t);
       kernels_.add(sum, x.row_as<float>(t), x.cols());
       kernels_.rms_norm(sum, weight.as<float>(), eps, x.cols(), out.row_as<float>(t));
+    });
+  }
+
+  void norm_add_norm(const TensorView& x, const TensorView& post, const TensorView& residual,
+      const TensorView& weight, float eps, const TensorView& out) override {
+    const int64_t cols = x.cols();
+    CHECK(is_rows(x, x.rows(), cols) && is_rows(residual, x.rows(), cols) && is_vector(post, cols));
+    CHECK(weight.data == nullptr || (is_vector(weight, cols) && is_rows(out, x.rows(), cols)));
+    for_rows(x.rows(), 5 * cols, [&](int64_t t) {
+      auto* sum = residual.row_as<float>(t);
+      float* normed = thread_scratch(cols);
+      kernels_.rms_norm(x.row_as<float>(t), post.as<float>(), eps, cols, normed);
+      kernels_.add(sum, normed, cols);
+      if (weight.data != nullptr) {
+        kernels_.rms_norm(sum, weight.as<float>(), eps, cols, out.row_as<float>(t));
+      }
+    });
+  }
+
+  void sum_squares(const TensorView& x, const TensorView& sums) override {
+    CHECK(is_rows(x, x.rows(), x.cols()) && is_rows(sums, x.rows(), 1));
+    for_rows(x.rows(), x.cols(), [&](int64_t t) {
+      const auto* row = x.row_as<float>(t);
+      *sums.row_as<float>(t) = std::inner_product(row, row + x.cols(), row, 0.0f);
+    });
+  }
+
+  void scale_by_rms(const TensorView& x, const TensorView& sums, int64_t count,
+      const TensorView& weight, float eps) override {
+    CHECK(is_rows(x, x.rows(), x.cols()) && is_rows(sums, x.rows(), 1) &&
+          is_vector(weight, x.cols()));
+    for_rows(x.rows(), 2 * x.cols(), [&](int64_t t) {
+      const float mean = *sums.row_as<float>(t) / static_cast<float>(count);
+      const float factor = 1.0f / std::sqrt(mean + eps);
+      auto* row = x.row_as<float>(t);
+      for (int64_t i = 0; i < x.cols(); ++i) row[i] = row[i] * factor * weight.as<float>()[i];
     });
   }
 
@@ -132,14 +171,18 @@ class CpuOps final : public Ops {
   }
 
   void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,
-      const RopeTable& rope, const AttentionShape& shape, const BatchView& batch,
-      const KvCacheView& cache) override {
+      const HeadNorms& norms, const RopeTable& rope, const AttentionShape& shape,
+      const BatchView& batch, const KvCacheView& cache) override {
     check_batch(q, shape, batch, cache);
     const int64_t dim = shape.head_dim;
     const int64_t kv_width = shape.num_kv_heads * dim;
     CHECK(is_rows(k, batch.num_tokens, kv_width) && is_rows(v, batch.num_tokens, kv_width));
     const TensorView& table = rope.cos_sin.view;
-    CHECK(is_rows(table, table.rows(), dim) && dim % 2 == 0);
+    CHECK(table.data == nullptr || (is_rows(table, table.rows(), table.cols()) &&
+                                       table.cols() <= dim && table.cols() % 2 == 0));
+    for (const TensorView* norm : {&norms.q, &norms.k}) {
+      CHECK(norm->data == nullptr || is_vector(*norm, dim));
+    }
     sequence_of_.resize(static_cast<size_t>(batch.num_tokens));
     for (int32_t s = 0; s < batch.num_sequences(); ++s) {
       std::fill(sequence_of_.begin() + batch.cu_tokens[s],
@@ -147,18 +190,16 @@ class CpuOps final : public Ops {
     }
     for_rows(batch.num_tokens, 3 * (q.cols() + 2 * kv_width), [&](int64_t t) {
       const int32_t position = batch.positions[static_cast<size_t>(t)];
-      CHECK(position >= 0 && position < table.rows(), "position {} of {}", position, table.rows());
-      const auto* cos_sin = table.row_as<float>(position);
       for (int32_t h = 0; h < shape.num_heads; ++h) {
         float* head = q.row_as<float>(t) + h * dim;
-        kernels_.rope(head, cos_sin, shape.head_dim, rope.interleaved, head);
+        turn_head(head, norms.q, norms.eps, rope, position, dim, head);
       }
       const auto sequence = static_cast<size_t>(sequence_of_[static_cast<size_t>(t)]);
       const uint32_t block = batch.block_tables[sequence][position / batch.block_size];
       CHECK(block < cache.k.rows(), "block {} of {}", block, cache.k.rows());
       for (int32_t h = 0; h < shape.num_kv_heads; ++h) {
         const int64_t slot = (h * batch.block_size + position % batch.block_size) * dim;
-        kernels_.rope(k.row_as<float>(t) + h * dim, cos_sin, shape.head_dim, rope.interleaved,
+        turn_head(k.row_as<float>(t) + h * dim, norms.k, norms.eps, rope, position, dim,
             cache.k.row_as<float>(block) + slot);
         std::memcpy(cache.v.row_as<float>(block) + slot, v.row_as<float>(t) + h * dim,
             static_cast<size_t>(dim) * sizeof(float));
@@ -185,6 +226,7 @@ class CpuOps final : public Ops {
       args.head_dim = shape.head_dim;
       args.window = shape.window;
       args.scale = shape.scale;
+      args.softcap = shape.softcap;
       args.k = cache.k.as<float>() + task.kv_head * batch.block_size * dim;
       args.v = cache.v.as<float>() + task.kv_head * batch.block_size * dim;
       args.block_stride = float_stride(cache.k);
@@ -195,12 +237,25 @@ class CpuOps final : public Ops {
     });
   }
 
-  void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out) override {
+  void gate_mul(const TensorView& gate, const TensorView& up, Activation act,
+      const TensorView& out) override {
     CHECK(is_rows(gate, gate.rows(), gate.cols()) && is_rows(up, gate.rows(), gate.cols()) &&
           is_rows(out, gate.rows(), gate.cols()));
     for_rows(gate.rows(), 4 * gate.cols(), [&](int64_t t) {
-      kernels_.silu_mul(
-          gate.row_as<float>(t), up.row_as<float>(t), gate.cols(), out.row_as<float>(t));
+      kernels_.gate_mul(gate.row_as<float>(t), up.row_as<float>(t), gate.cols(),
+          act == Activation::kGeluTanh, out.row_as<float>(t));
+    });
+  }
+
+  void soft_cap(const TensorView& x, float cap) override {
+    CHECK(is_rows(x, x.rows(), x.cols()) && cap > 0);
+    // A few rows of many columns: dealt by columns.
+    constexpr int64_t kCols = 4096;
+    const int64_t pieces = (x.cols() + kCols - 1) / kCols;
+    run(x.rows() * pieces, 4 * x.rows() * x.cols(), [&](int64_t i) {
+      const int64_t begin = i % pieces * kCols;
+      kernels_.soft_cap(
+          x.row_as<float>(i / pieces) + begin, std::min(kCols, x.cols() - begin), cap);
     });
   }
 
@@ -233,6 +288,21 @@ class CpuOps final : public Ops {
   }
 
  private:
+  // One head of q or k: normed where there is a weight, then rotated where there is a table.
+  void turn_head(const float* in, const TensorView& norm, float eps, const RopeTable& rope,
+      int32_t position, int64_t dim, float* out) const {
+    if (norm.data != nullptr) kernels_.rms_norm(in, norm.as<float>(), eps, dim, out);
+    const float* from = norm.data != nullptr ? out : in;
+    const TensorView& table = rope.cos_sin.view;
+    const int64_t turned = table.data != nullptr ? table.cols() : 0;
+    if (turned > 0) {
+      CHECK(position >= 0 && position < table.rows(), "position {} of {}", position, table.rows());
+      kernels_.rope(
+          from, table.row_as<float>(position), static_cast<int32_t>(turned), rope.interleaved, out);
+    }
+    if (from != out) std::copy_n(from + turned, dim - turned, out + turned);
+  }
+
   // body(i) for i in [0, count), on the pool unless the whole is small.
   template <typename Body>
   void run(int64_t count, int64_t work, const Body& body) {

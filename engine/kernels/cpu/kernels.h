@@ -47,6 +47,7 @@ struct AttentionArgs {
   int32_t head_dim = 0;
   int32_t window = 0;  // 0: none
   float scale = 0;
+  float softcap = 0;         // 0: none
   const float* k = nullptr;  // block 0 of this KV head: [block_size, head_dim]
   const float* v = nullptr;
   int64_t block_stride = 0;               // floats from block to block
@@ -69,10 +70,11 @@ struct CpuKernels {
   // out = x / rms(x) * weight.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   void (*add)(float* x, const float* y, int64_t n);  // x += y
-  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
-  // One head; `cos_sin` is D/2 cosines, then D/2 sines. In place allowed.
-  void (*rope)(
-      const float* in, const float* cos_sin, int32_t head_dim, bool interleaved, float* out);
+  // out = act(gate) * up, silu's or the tanh form of gelu's.
+  void (*gate_mul)(const float* gate, const float* up, int64_t n, bool gelu, float* out);
+  void (*soft_cap)(float* x, int64_t n, float cap);  // x = cap * tanh(x / cap)
+  // The n rotated elements of a head; `cos_sin` is n/2 cosines, then n/2 sines. In place allowed.
+  void (*rope)(const float* in, const float* cos_sin, int32_t n, bool interleaved, float* out);
   void (*attention)(const AttentionArgs& args);
   // False when x holds NaN or infinity; else *max.
   bool (*finite_max)(const float* x, int64_t n, float* max);

@@ -15,8 +15,8 @@
 namespace millrace {
 
 const CpuKernels& kernels_avx512() {
-  static constexpr CpuKernels kTable = {
-      kLevelName, linear, widen, rms_norm, add, silu_mul, rope, attention, finite_max, scaled_exp};
+  static constexpr CpuKernels kTable = {kLevelName, linear, widen, rms_norm, add, gate_mul,
+      soft_cap, rope, attention, finite_max, scaled_exp};
   return kTable;
 }
 

@@ -23,6 +23,9 @@ inline Vec vec_exp(Vec x) {
   return vec_zero_below(x, kLowest, p * vec_exp2_whole(n));
 }
 
+// To about 1e-7, absolute.
+inline Vec vec_tanh(Vec x) { return vec_set(1) - vec_set(2) / (vec_set(1) + vec_exp(x + x)); }
+
 inline float vec_sum_of(Vec a) {
   const Vec four[4] = {a, vec_set(0), vec_set(0), vec_set(0)};
   float sums[4];

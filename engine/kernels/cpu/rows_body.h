@@ -24,17 +24,30 @@ void add(float* x, const float* y, int64_t n) {
   });
 }
 
-void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
+// Both activations are g * sigmoid(u): u = g of silu, and of gelu u = 2 sqrt(2/pi) (g + c g^3),
+// since (1 + tanh(z)) / 2 = sigmoid(2 z).
+void gate_mul(const float* gate, const float* up, int64_t n, bool gelu, float* out) {
   const Vec one = vec_set(1);
   for_vecs(n, [&](int64_t i, int part) {
     const Vec g = load_part(gate + i, part);
-    const Vec silu = g / (one + vec_exp(vec_set(0) - g));
-    store_part(out + i, silu * load_part(up + i, part), part);
+    Vec u = g;
+    if (gelu) {
+      u = vec_set(1.5957691216f) * vec_fma(g * g * g, vec_set(0.044715f), g);
+    }
+    const Vec gated = g / (one + vec_exp(vec_set(0) - u));
+    store_part(out + i, gated * load_part(up + i, part), part);
   });
 }
 
-void rope(const float* in, const float* cos_sin, int32_t head_dim, bool interleaved, float* out) {
-  const int32_t half = head_dim / 2;
+void soft_cap(float* x, int64_t n, float cap) {
+  for_vecs(n, [&](int64_t i, int part) {
+    const Vec scaled = load_part(x + i, part) * vec_set(1 / cap);
+    store_part(x + i, vec_tanh(scaled) * vec_set(cap), part);
+  });
+}
+
+void rope(const float* in, const float* cos_sin, int32_t n, bool interleaved, float* out) {
+  const int32_t half = n / 2;
   const float* cosines = cos_sin;
   const float* sines = cos_sin + half;
   for (int32_t i = 0; i < half; ++i) {

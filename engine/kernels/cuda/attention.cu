@@ -28,6 +28,9 @@ __host__ __device__ int most_pieces(int num_sms, int num_kv_heads) {
   return (num_sms + num_kv_heads - 1) / num_kv_heads;
 }
 
+// One for layers that see all keys, and one for those with a window where the model has them.
+int num_plans(const AttentionShape& shape) { return shape.window > 0 ? 2 : 1; }
+
 // Where things lie in the workspace, in bytes.
 struct Layout {
   explicit Layout(const AttentionLimits& l) {
@@ -37,14 +40,17 @@ struct Layout {
     const int64_t max_tiles = l.max_tokens * group / kPrefillRows + l.max_sequences + pieces;
     tiles = aligned(sizeof(AttentionPlan));
     first_item = tiles + aligned(max_tiles * int64_t{sizeof(PrefillTile)});
-    partial = first_item + aligned((l.max_sequences + 1) * int64_t{4});
+    plan_bytes = first_item + aligned((l.max_sequences + 1) * int64_t{4});
+    partial = plan_bytes * num_plans(shape);
     const int64_t items = int64_t{kItemsPerWarp} * decode_warps(shape.head_dim, l.num_sms) +
                           int64_t{l.max_sequences} * shape.num_kv_heads;
     tile_partial = partial + aligned(items * group * (shape.head_dim + 2) * 4);
     end = tile_partial +
           aligned(2 * pieces * shape.num_kv_heads * kPrefillRows * (shape.head_dim + 2) * 4);
   }
-  int64_t tiles, first_item, partial, tile_partial, end;
+  // A plan's parts, counted from its own begin; plan i begins at i * plan_bytes.
+  int64_t tiles, first_item, plan_bytes;
+  int64_t partial, tile_partial, end;
 };
 
 // running[0] grows by the sum of value(i) over i in [0, count); store(i, what came before i).
@@ -123,11 +129,16 @@ __device__ void plan_tiles(const BatchView& batch, int num_sequences, int group,
   if (threadIdx.x == 0) plan->num_tiles = num_tiles, plan->piece = piece;
 }
 
-// One block. Decode items all have `chunk` keys (a sequence's last one fewer).
-__global__ void __launch_bounds__(kPlanThreads)
-    plan_kernel(BatchView batch, int num_sequences, int group, int num_kv_heads, int window,
-        int warps, int num_sms, AttentionPlan* plan, int32_t* first_item, PrefillTile* tiles) {
+// A block a plan. Decode items all have `chunk` keys (a sequence's last one fewer).
+__global__ void __launch_bounds__(kPlanThreads) plan_kernel(BatchView batch, int num_sequences,
+    AttentionShape shape, int warps, int num_sms, Layout layout, uint8_t* workspace) {
   begin_kernel();
+  uint8_t* const base = workspace + blockIdx.x * layout.plan_bytes;
+  auto* const plan = reinterpret_cast<AttentionPlan*>(base);
+  auto* const first_item = reinterpret_cast<int32_t*>(base + layout.first_item);
+  auto* const tiles = reinterpret_cast<PrefillTile*>(base + layout.tiles);
+  const int window = blockIdx.x == 0 ? 0 : shape.window;
+  const int num_kv_heads = shape.num_kv_heads, group = shape.num_heads / num_kv_heads;
   const int32_t* positions = batch.positions.data();
   const auto keys_of = [&](int s) {
     const int position = positions[s];
@@ -173,7 +184,8 @@ __global__ void plain_kernel(AttentionArgs<T> a, int num_tokens) {
     float score = 0;
     for (int i = 0; lane + 32 * i < a.head_dim; ++i)
       score += q[i] * to_float(a.k[place + lane + 32 * i]);
-    score = warp_reduce(score, Sum()) * a.scale_log2;
+    score = warp_reduce(score, Sum());
+    score = a.cap_log2 > 0 ? a.template score<true>(score) : a.template score<false>(score);
     const float largest = fmaxf(max, score);
     const float rescale = exp2f(max - largest), p = exp2f(score - largest);
     max = largest;
@@ -188,11 +200,13 @@ __global__ void plain_kernel(AttentionArgs<T> a, int num_tokens) {
 }
 
 template <typename T>
-AttentionArgs<T> make_args(const AttentionLimits& limits, const TensorView& q,
-    const KvCacheView& cache, const BatchView& batch, void* workspace, const TensorView& out) {
-  const AttentionShape& shape = limits.shape;
+AttentionArgs<T> make_args(const AttentionLimits& limits, const AttentionShape& shape,
+    const TensorView& q, const KvCacheView& cache, const BatchView& batch, void* workspace,
+    const TensorView& out) {
+  constexpr float kLog2e = 1.44269504f;
   const Layout layout(limits);
   auto* base = static_cast<uint8_t*>(workspace);
+  auto* plan = base + (shape.window > 0 ? layout.plan_bytes : 0);
   constexpr auto kSize = static_cast<int64_t>(sizeof(T));
   return {.q = q.as<T>(),
       .out = out.as<T>(),
@@ -213,10 +227,12 @@ AttentionArgs<T> make_args(const AttentionLimits& limits, const TensorView& q,
       .window = shape.window,
       .num_single = batch.num_single,
       .num_sequences = batch.num_sequences(),
-      .scale_log2 = shape.scale * 1.44269504f,
-      .plan = reinterpret_cast<const AttentionPlan*>(base),
-      .first_item = reinterpret_cast<const int32_t*>(base + layout.first_item),
-      .tiles = reinterpret_cast<const PrefillTile*>(base + layout.tiles),
+      .scale_log2 = shape.scale * kLog2e,
+      .cap_log2 = shape.softcap * kLog2e,
+      .cap_scale = shape.softcap > 0 ? 2 * shape.scale / shape.softcap * kLog2e : 0,
+      .plan = reinterpret_cast<const AttentionPlan*>(plan),
+      .first_item = reinterpret_cast<const int32_t*>(plan + layout.first_item),
+      .tiles = reinterpret_cast<const PrefillTile*>(plan + layout.tiles),
       .partial = reinterpret_cast<float*>(base + layout.partial),
       .tile_partial = reinterpret_cast<float*>(base + layout.tile_partial)};
 }
@@ -229,24 +245,25 @@ void plan_attention(
     const AttentionLimits& limits, const BatchView& batch, void* workspace, cudaStream_t stream) {
   const AttentionShape& shape = limits.shape;
   if (!on_tensor_cores(limits.act, shape)) return;
-  const Layout layout(limits);
-  auto* base = static_cast<uint8_t*>(workspace);
-  launch("plan_attention", plan_kernel, 1, kPlanThreads, 0, stream, batch, batch.num_sequences(),
-      shape.num_heads / shape.num_kv_heads, shape.num_kv_heads, shape.window,
-      decode_warps(shape.head_dim, limits.num_sms), limits.num_sms,
-      reinterpret_cast<AttentionPlan*>(base), reinterpret_cast<int32_t*>(base + layout.first_item),
-      reinterpret_cast<PrefillTile*>(base + layout.tiles));
+  launch("plan_attention", plan_kernel, num_plans(shape), kPlanThreads, 0, stream, batch,
+      batch.num_sequences(), shape, decode_warps(shape.head_dim, limits.num_sms), limits.num_sms,
+      Layout(limits), static_cast<uint8_t*>(workspace));
 }
 
-void attention(const AttentionLimits& limits, const TensorView& q, const KvCacheView& cache,
-    const BatchView& batch, void* workspace, const TensorView& out, cudaStream_t stream) {
-  const AttentionShape& shape = limits.shape;
+void attention(const AttentionLimits& limits, const AttentionShape& shape, const TensorView& q,
+    const KvCacheView& cache, const BatchView& batch, void* workspace, const TensorView& out,
+    cudaStream_t stream) {
+  AttentionShape whole = limits.shape, asked = shape;
+  CHECK(shape.window == 0 || shape.window == whole.window, "a window of {}, planned for {}",
+      shape.window, whole.window);
+  whole.window = asked.window = 0;
+  CHECK(whole == asked, "another shape than the workspace was made for");
   CHECK(q.dtype == limits.act && out.dtype == limits.act && cache.k.dtype == limits.act &&
         cache.v.dtype == limits.act && cache.k.stride == cache.v.stride);
   CHECK(batch.num_sequences() <= limits.max_sequences && batch.num_tokens <= limits.max_tokens);
   if (batch.num_tokens == 0) return;
   dispatch_act(limits.act, [&]<typename T>() {
-    const auto args = make_args<T>(limits, q, cache, batch, workspace, out);
+    const auto args = make_args<T>(limits, shape, q, cache, batch, workspace, out);
     if constexpr (!std::is_same_v<T, float>) {
       if (on_tensor_cores(limits.act, shape)) {
         CHECK(in_packs(cache.k, cache.v) && q.stride % 4 == 0 && out.stride % 4 == 0);

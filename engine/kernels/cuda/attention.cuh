@@ -11,7 +11,7 @@
 
 namespace millrace::cuda {
 
-// How one step is cut, made on the device by plan_attention. Lies at the workspace's begin.
+// How one step is cut for layers of one window, made on the device by plan_attention.
 struct AttentionPlan {
   int32_t chunk;      // keys of a decode item, a multiple of kDecodeKeys
   int32_t num_items;  // of decode, for one KV head
@@ -25,6 +25,12 @@ constexpr int kPieceKeys = 128;      // what pieces are multiples of
 constexpr int kShortestPiece = 512;  // keys below which putting pieces together costs more
 constexpr int kDecodeKeys = 16;
 constexpr int kItemsPerWarp = 3;  // decode items are cut so small that all warps end together
+
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // One block's work in prefill: rows of a sequence against all their keys, or, where there would be
 // fewer blocks than multiprocessors, a piece of them.
@@ -52,12 +58,20 @@ struct AttentionArgs {
   int32_t block_size, block_shift, num_heads, num_kv_heads, head_dim, window;
   int32_t num_single, num_sequences;
   float scale_log2;  // of q·k, times log2(e)
+  float cap_log2;    // the soft cap, times log2(e); 0: none
+  float cap_scale;   // of q·k inside its tanh, times 2 log2(e)
   const AttentionPlan* plan;
   const int32_t* first_item;  // [num_single + 1] decode items before each sequence
   const PrefillTile* tiles;   // [num_tiles]
   float* partial;             // [items, Hkv, group, D + 2]: sums, then maximum and weight
   float* tile_partial;        // [pieces, Hkv, kPrefillRows, D + 2] of the rows that have several
   __device__ int group() const { return num_heads / num_kv_heads; }
+  // A key's weight is exp2 of it. c tanh(x) = c - 2c / (1 + exp(2x)).
+  template <bool kCapped>
+  __device__ float score(float dot) const {
+    if constexpr (!kCapped) return dot * scale_log2;
+    return cap_log2 - __fdividef(2 * cap_log2, 1 + fast_exp2(dot * cap_scale));
+  }
   // First key that a token at `position` sees.
   __device__ int first_key(int position) const {
     return window > 0 && position >= window ? position - window + 1 : 0;
@@ -172,12 +186,6 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
   return __builtin_bit_cast(uint32_t, pair);
 }
 
-__device__ __forceinline__ float fast_exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // A warp's 16 rows. In the fragments of mma, a thread of number 4 g + t holds rows g and g + 8.
 template <typename T, int D>
 struct WarpRows {
@@ -203,8 +211,8 @@ struct WarpRows {
 
   // Moves on by a tile of keys. begin, end: which of them rows g and g + 8 see. kHalves 1: there
   // are no rows from 8 on.
-  template <int kKeys, int kHalves>
-  __device__ void attend(const T* k, const T* v, float scale_log2, bool masked,
+  template <int kKeys, int kHalves, bool kCapped>
+  __device__ void attend(const AttentionArgs<T>& a, const T* k, const T* v, bool masked,
       const int (&begin)[2], const int (&end)[2]) {
     const int lane = threadIdx.x % 32, t = lane % 4;
     float s[kKeys / 8][4] = {};
@@ -234,7 +242,8 @@ struct WarpRows {
         for (int j = 0; j < 2; ++j) {
           const int key = 8 * n + 2 * t + j;
           float& score = s[n][2 * h + j];
-          score = masked && (key < begin[h] || key >= end[h]) ? -INFINITY : score * scale_log2;
+          score = masked && (key < begin[h] || key >= end[h]) ? -INFINITY
+                                                              : a.template score<kCapped>(score);
           largest = fmaxf(largest, score);
         }
       }

@@ -18,7 +18,7 @@ constexpr int kTileElements = kDecodeKeys* kTileStride<D>;
 
 // One item: keys [begin, end) of a sequence for one KV head. A block's number is read a tile before
 // its keys are asked for.
-template <typename T, int D, int kHalves>
+template <typename T, int D, int kHalves, bool kCapped>
 __device__ void attend_item(const AttentionArgs<T>& a, const uint32_t* table, int kv_head,
     int begin, int end, int oldest, T* tiles, WarpRows<T, D>& rows) {
   const int lane = threadIdx.x % 32;
@@ -50,14 +50,14 @@ __device__ void attend_item(const AttentionArgs<T>& a, const uint32_t* table, in
     const int first = begin + tile * kDecodeKeys;
     const T* k = tiles + stage * 2 * kTileElements<D>;
     const bool masked = first + kDecodeKeys > end || first < oldest;
-    rows.template attend<kDecodeKeys, kHalves>(k, k + kTileElements<D>, a.scale_log2, masked,
+    rows.template attend<kDecodeKeys, kHalves, kCapped>(a, k, k + kTileElements<D>, masked,
         {oldest - first, oldest - first}, {end - first, end - first});
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   wait_copies<0>();
 }
 
-template <typename T, int D, int kHalves>
+template <typename T, int D, int kHalves, bool kCapped>
 __global__ void __launch_bounds__(32 * kWarps<D>) decode_kernel(AttentionArgs<T> a) {
   begin_kernel();
   extern __shared__ uint4 shared[];
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(32 * kWarps<D>) decode_kernel(AttentionArgs<T>
     }
     WarpRows<T, D> rows;
     rows.load_q(q_rows);
-    attend_item<T, D, kHalves>(a, a.block_tables[low], kv_head, begin,
+    attend_item<T, D, kHalves, kCapped>(a, a.block_tables[low], kv_head, begin,
         min(begin + chunk, position + 1), oldest, tiles, rows);
     rows.finish();
     const bool whole = a.first_item[low + 1] - a.first_item[low] == 1;
@@ -192,8 +192,10 @@ void decode_attention(const AttentionArgs<T>& args, int num_sms, cudaStream_t st
   dispatch_head_dim(args.head_dim, [&]<int D>() {
     constexpr int kShared =
         kWarps<D> * kStages * 2 * kTileElements<D> * static_cast<int>(sizeof(T));
-    void (*const kernel)(AttentionArgs<T>) =
-        args.num_heads / args.num_kv_heads <= 8 ? &decode_kernel<T, D, 1> : &decode_kernel<T, D, 2>;
+    void (*const kernel)(AttentionArgs<T>) = args.cap_log2 > 0 ? &decode_kernel<T, D, 2, true>
+                                             : args.num_heads / args.num_kv_heads <= 8
+                                                 ? &decode_kernel<T, D, 1, false>
+                                                 : &decode_kernel<T, D, 2, false>;
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory of attention");
     launch("decode attention", kernel, static_cast<unsigned>(num_sms), 32 * kWarps<D>, kShared,

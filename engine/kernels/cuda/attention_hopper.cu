@@ -176,7 +176,7 @@ __device__ void clear_values(uint8_t* v, int first, int warpgroup) {
 }
 
 // One warpgroup: its 64 rows against all keys.
-template <typename T, int D>
+template <typename T, int D, bool kCapped>
 __device__ void attend(const AttentionArgs<T>& a, const Tiles& tiles, const PrefillPlace& at) {
   const int warpgroup = threadIdx.x / 128, first_row = at.tile.first_row + warpgroup * 64;
   uint8_t* const q = tiles.q + warpgroup * 64 * D * 2;
@@ -197,8 +197,11 @@ __device__ void attend(const AttentionArgs<T>& a, const Tiles& tiles, const Pref
   const int high = a.first_key(at.first_position + min(first_row + 63, at.num_rows - 1) / group);
   ThreadRows<T, D> rows;
   float s[kKeys / 2], rescale[2];
+  const float scale_log2 = kCapped ? 1 : a.scale_log2;
   const auto softmax = [&](int first) {
-    rows.softmax(s, a.scale_log2, first + kKeys > low || first < high,
+#pragma unroll
+    for (int i = 0; kCapped && i < kKeys / 2; ++i) s[i] = a.template score<kCapped>(s[i]);
+    rows.softmax(s, scale_log2, first + kKeys > low || first < high,
         {oldest[0] - first, oldest[1] - first}, {position[0] + 1 - first, position[1] + 1 - first},
         rescale);
   };
@@ -250,7 +253,7 @@ __device__ void attend(const AttentionArgs<T>& a, const Tiles& tiles, const Pref
             make_float2(rows.sums[4 * i + 2 * h], rows.sums[4 * i + 2 * h + 1]);
       }
       if (threadIdx.x % 4 == 0) {
-        *reinterpret_cast<float2*>(to + D) = make_float2(rows.max[h] * a.scale_log2, weight);
+        *reinterpret_cast<float2*>(to + D) = make_float2(rows.max[h] * scale_log2, weight);
       }
       continue;
     }
@@ -267,7 +270,7 @@ __device__ void attend(const AttentionArgs<T>& a, const Tiles& tiles, const Pref
 
 #endif  // MILLRACE_ON_HOPPER
 
-template <typename T, int D>
+template <typename T, int D, bool kCapped>
 __global__ void __launch_bounds__(kThreads, 1) hopper_kernel(AttentionArgs<T> a,
     const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map) {
 #ifdef MILLRACE_ON_HOPPER
@@ -301,7 +304,7 @@ __global__ void __launch_bounds__(kThreads, 1) hopper_kernel(AttentionArgs<T> a,
     if (threadIdx.x < 32 * (kConsumerWarps + 1)) bring_tiles<T, D>(a, tiles, at, &k_map, &v_map);
   } else {
     hopper::more_registers<240>();
-    attend<T, D>(a, tiles, at);
+    attend<T, D, kCapped>(a, tiles, at);
   }
 #endif
 }
@@ -317,12 +320,13 @@ CUtensorMap tensor_map(const AttentionArgs<T>& a, const T* tensor) {
 
 template <typename T, int D>
 void enqueue(const AttentionArgs<T>& args, int max_tiles, cudaStream_t stream) {
-  check_cuda(cudaFuncSetAttribute(
-                 hopper_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes<D>),
+  auto* kernel = args.cap_log2 > 0 ? hopper_kernel<T, D, true> : hopper_kernel<T, D, false>;
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes<D>),
       "shared memory of attention");
   const dim3 grid(static_cast<unsigned>(max_tiles), static_cast<unsigned>(args.num_kv_heads));
-  launch("prefill attention on Hopper", hopper_kernel<T, D>, grid, kThreads, kSharedBytes<D>,
-      stream, args, tensor_map(args, args.k), tensor_map(args, args.v));
+  launch("prefill attention on Hopper", kernel, grid, kThreads, kSharedBytes<D>, stream, args,
+      tensor_map(args, args.k), tensor_map(args, args.v));
 }
 
 }  // namespace

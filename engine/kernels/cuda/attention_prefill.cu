@@ -14,7 +14,7 @@ constexpr int kStages = D <= 128 ? 3 : 2;
 template <int D>
 constexpr int kTileElements = kPrefillKeys* kTileStride<D>;
 
-template <typename T, int D>
+template <typename T, int D, bool kCapped>
 __global__ void __launch_bounds__(kThreads) prefill_kernel(AttentionArgs<T> a) {
   begin_kernel();
   extern __shared__ uint4 shared[];
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(AttentionArgs<T> a) {
     if (first <= warp_high && first + kPrefillKeys > warp_begin && warp_first < num_rows) {
       const T* k = tiles + 2 * stage * kTileElements<D>;
       const bool masked = first + kPrefillKeys > warp_low + 1 || first < a.first_key(warp_high);
-      rows.template attend<kPrefillKeys, 2>(k, k + kTileElements<D>, a.scale_log2, masked,
+      rows.template attend<kPrefillKeys, 2, kCapped>(a, k, k + kTileElements<D>, masked,
           {oldest[0] - first, oldest[1] - first},
           {position[0] + 1 - first, position[1] + 1 - first});
     }
@@ -127,11 +127,12 @@ template <typename T>
 void prefill_attention(const AttentionArgs<T>& args, int max_tiles, cudaStream_t stream) {
   dispatch_head_dim(args.head_dim, [&]<int D>() {
     constexpr int kShared = 2 * kStages<D> * kTileElements<D> * static_cast<int>(sizeof(T));
-    check_cuda(cudaFuncSetAttribute(
-                   prefill_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
+    void (*const kernel)(AttentionArgs<T>) =
+        args.cap_log2 > 0 ? &prefill_kernel<T, D, true> : &prefill_kernel<T, D, false>;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory of attention");
     const dim3 grid(static_cast<unsigned>(max_tiles), static_cast<unsigned>(args.num_kv_heads));
-    launch("prefill attention", prefill_kernel<T, D>, grid, kThreads, kShared, stream, args);
+    launch("prefill attention", kernel, grid, kThreads, kShared, stream, args);
   });
 }
 template <typename T>

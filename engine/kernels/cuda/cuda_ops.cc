@@ -32,9 +32,9 @@ class CudaOps final : public Ops {
       cuda::plan_attention(attention_limits_, batch, attention_workspace_.data(), stream_);
     }
   }
-  void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table,
+  void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table, float scale,
       const TensorView& out) override {
-    cuda::embed(ids, first_id, table, out, stream_);
+    cuda::embed(ids, first_id, table, scale, out, stream_);
   }
   void rms_norm(
       const TensorView& x, const TensorView& weight, float eps, const TensorView& out) override {
@@ -43,6 +43,17 @@ class CudaOps final : public Ops {
   void add_rms_norm(const TensorView& x, const TensorView& residual, const TensorView& weight,
       float eps, const TensorView& out) override {
     cuda::add_rms_norm(x, residual, weight, eps, out, stream_);
+  }
+  void norm_add_norm(const TensorView& x, const TensorView& post, const TensorView& residual,
+      const TensorView& weight, float eps, const TensorView& out) override {
+    cuda::norm_add_norm(x, post, residual, weight, eps, out, stream_);
+  }
+  void sum_squares(const TensorView& x, const TensorView& sums) override {
+    cuda::sum_squares(x, sums, stream_);
+  }
+  void scale_by_rms(const TensorView& x, const TensorView& sums, int64_t count,
+      const TensorView& weight, float eps) override {
+    cuda::scale_by_rms(x, sums, count, weight, eps, stream_);
   }
   void linear(const TensorView& x, const TensorView& w, const TensorView& bias,
       const TensorView& out) override {
@@ -56,21 +67,24 @@ class CudaOps final : public Ops {
     gemm_.run(x, w, bias, to, /*adds=*/true);
   }
   void gated_linear(const TensorView& x, const TensorView& w, const TensorView& bias,
-      const TensorView& scratch, const TensorView& out) override {
-    if (!gemm_.run_gated(x, w, bias, out)) Ops::gated_linear(x, w, bias, scratch, out);
+      Activation act, const TensorView& scratch, const TensorView& out) override {
+    if (!gemm_.run_gated(x, w, bias, act, out)) Ops::gated_linear(x, w, bias, act, scratch, out);
   }
   void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,
-      const RopeTable& rope, const AttentionShape& shape, const BatchView& batch,
-      const KvCacheView& cache) override {
-    cuda::rope_kv_write(q, k, v, rope, shape, batch, cache, stream_);
+      const HeadNorms& norms, const RopeTable& rope, const AttentionShape& shape,
+      const BatchView& batch, const KvCacheView& cache) override {
+    cuda::rope_kv_write(q, k, v, norms, rope, shape, batch, cache, stream_);
   }
-  void attention(const TensorView& q, const KvCacheView& cache, const AttentionShape&,
+  void attention(const TensorView& q, const KvCacheView& cache, const AttentionShape& shape,
       const BatchView& batch, const TensorView& out) override {
-    cuda::attention(attention_limits_, q, cache, batch, attention_workspace_.data(), out, stream_);
+    cuda::attention(
+        attention_limits_, shape, q, cache, batch, attention_workspace_.data(), out, stream_);
   }
-  void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out) override {
-    cuda::silu_mul(gate, up, out, stream_);
+  void gate_mul(const TensorView& gate, const TensorView& up, Activation act,
+      const TensorView& out) override {
+    cuda::gate_mul(gate, up, act, out, stream_);
   }
+  void soft_cap(const TensorView& x, float cap) override { cuda::soft_cap(x, cap, stream_); }
   void add(const TensorView& x, const TensorView& y) override { cuda::add(x, y, stream_); }
   void gather_rows(
       const TensorView& x, std::span<const int32_t> rows, const TensorView& out) override {

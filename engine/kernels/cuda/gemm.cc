@@ -29,7 +29,7 @@ constexpr int kCacheVersion = 2;
 // Up to so many rows Hopper's own kernel is ahead of all others in a step, where it is full of
 // weights before its input is there; measured alone, as the tuner does it, it would seem behind.
 constexpr int64_t kStreamRows = 32;
-constexpr int64_t kGatedRows = 64;  // the same with SiLU inside
+constexpr int64_t kGatedRows = 64;  // the same with a gate inside
 
 void check_cublas(cublasStatus_t result, const char* what) {
   if (result == CUBLAS_STATUS_SUCCESS) return;
@@ -263,7 +263,7 @@ Plan& Gemm::Impl::plan(Problem& p) {
 bool Gemm::Impl::run(Problem& p, const TensorView& w, const Plan& plan, bool adds) const {
   if (plan.way == Way::kStream) {
     if (!stream_gemm_supports(p.x, p.w, p.out, false)) return false;
-    stream_gemm(p.x, w, p.bias, p.out, /*gated=*/false, adds, stream_space, stream);
+    stream_gemm(p.x, w, p.bias, p.out, /*gate=*/std::nullopt, adds, stream_space, stream);
     return true;
   }
   if (plan.way == Way::kSkinny) {
@@ -399,10 +399,10 @@ void Gemm::tune(
   }
 }
 
-bool Gemm::run_gated(
-    const TensorView& x, const TensorView& w, const TensorView& bias, const TensorView& out) const {
+bool Gemm::run_gated(const TensorView& x, const TensorView& w, const TensorView& bias,
+    Activation act, const TensorView& out) const {
   if (x.rows() > kGatedRows || !stream_gemm_supports(x, w, out, /*gated=*/true)) return false;
-  stream_gemm(x, w, bias, out, /*gated=*/true, /*adds=*/false, impl_->stream_space, impl_->stream);
+  stream_gemm(x, w, bias, out, act, /*adds=*/false, impl_->stream_space, impl_->stream);
   return true;
 }
 

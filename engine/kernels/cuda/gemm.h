@@ -6,9 +6,11 @@
 #include <cuda_runtime_api.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "engine/core/tensor.h"
+#include "engine/kernels/ops.h"
 
 namespace millrace::cuda {
 
@@ -27,9 +29,9 @@ class Gemm {
   // best for M in (its bucket); does nothing when the cache has it. Not capturable.
   void tune(
       const TensorView& x, const TensorView& w, const TensorView& bias, const TensorView& out);
-  // out = silu(x · gateᵀ) * (x · upᵀ) in one launch, w [2 I, K] gate's rows, then up's; false, and
+  // out = act(x · gateᵀ) * (x · upᵀ) in one launch, w [2 I, K] gate's rows, then up's; false, and
   // nothing is done, where two are faster.
-  bool run_gated(const TensorView& x, const TensorView& w, const TensorView& bias,
+  bool run_gated(const TensorView& x, const TensorView& w, const TensorView& bias, Activation act,
       const TensorView& out) const;
   // Writes the cache file if tune() added to it (atomically: a rename).
   void save() const;
@@ -49,9 +51,9 @@ struct StreamWorkspace {
   int num_sms = 0;
 };
 int64_t stream_workspace_bytes();
-// gated: w [2 I, K], out [M, I] = silu(first half) * second half. adds: to what out holds.
+// gate: w [2 I, K], out [M, I] = gate(first half) * second half. adds: to what out holds.
 void stream_gemm(const TensorView& x, const TensorView& w, const TensorView& bias,
-    const TensorView& out, bool gated, bool adds, const StreamWorkspace& space,
+    const TensorView& out, std::optional<Activation> gate, bool adds, const StreamWorkspace& space,
     cudaStream_t stream);
 
 // gemv.cu: the own kernel for any GPU. True when it takes these views: M <= 16, K a multiple of 8,

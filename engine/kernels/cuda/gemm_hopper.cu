@@ -7,8 +7,8 @@
 // through the tiles (Stream-K, Osama et al. 2023): a tile's parts meet in global memory, and the
 // last block to arrive adds them in the order of their steps: the same bits at every run.
 //
-// Gated (SwiGLU): each 16 rows of a tile are 8 of gate and the same 8 of up, so that a pair lies in
-// one thread's sums.
+// Gated (SwiGLU, GeGLU): each 16 rows of a tile are 8 of gate and the same 8 of up, so that a pair
+// lies in one thread's sums.
 #include <algorithm>
 
 #include "engine/core/cuda/launch.cuh"
@@ -46,7 +46,7 @@ struct StreamArgs {
   Out* out;
   int64_t ldo;
   int m, n, tiles, steps;  // steps: of a tile
-  bool adds;               // to what out holds
+  bool adds, gelu;         // to what out holds; the gate's activation
   uint32_t* arrived;       // [tiles] parts of a tile that are there; zeros between launches
   float4* parts;           // [2 * blocks, sums]: a block's first and last tile when not whole
 };
@@ -188,7 +188,7 @@ __device__ void write_tile(const StreamArgs<T, Out>& a, const float* sums, int t
     if constexpr (kGated) {
       float up[4];
       load(o / 8 * 16 + o % 8 + 8, a.n + n, up);
-      for (int j = 0; j < 4; ++j) v[j] = v[j] / (1.0f + expf(-v[j])) * up[j];
+      for (int j = 0; j < 4; ++j) v[j] = gated(v[j], up[j], a.gelu);
     }
     Out* to = a.out + m * a.ldo + n;
     if (a.adds) {
@@ -274,13 +274,14 @@ int choose_blocks(int tiles, int steps, int num_sms) {
 
 template <typename T, typename Out, int kCols, bool kGated>
 void enqueue(const TensorView& x, const TensorView& w, const TensorView& bias,
-    const TensorView& out, bool adds, const StreamWorkspace& space, cudaStream_t stream) {
+    const TensorView& out, bool adds, bool gelu, const StreamWorkspace& space,
+    cudaStream_t stream) {
   constexpr int kShared = Ring<kCols>::kBytes;
   const int64_t k = w.cols(), n = out.cols(), ld = w.stride;
   const StreamArgs<T, Out> args{bias.as<T>(), out.as<Out>(),
       out.stride / static_cast<int64_t>(sizeof(Out)), static_cast<int>(x.rows()),
       static_cast<int>(n), static_cast<int>((w.rows() + kRows - 1) / kRows),
-      static_cast<int>((k + kDepth - 1) / kDepth), adds, static_cast<uint32_t*>(space.data),
+      static_cast<int>((k + kDepth - 1) / kDepth), adds, gelu, static_cast<uint32_t*>(space.data),
       reinterpret_cast<float4*>(static_cast<uint32_t*>(space.data) + kMaxTiles)};
   const CUtensorMap w_map = kGated ? hopper::tensor_map(w.as<T>(), {k, 8, 2, n / 8},
                                          {ld, n * ld, 8 * ld}, {kDepth, 8, 2, kRows / 16})
@@ -298,13 +299,14 @@ void enqueue(const TensorView& x, const TensorView& w, const TensorView& bias,
 
 template <typename T, typename Out, bool kGated>
 void dispatch_cols(const TensorView& x, const TensorView& w, const TensorView& bias,
-    const TensorView& out, bool adds, const StreamWorkspace& space, cudaStream_t stream) {
+    const TensorView& out, bool adds, bool gelu, const StreamWorkspace& space,
+    cudaStream_t stream) {
   const int64_t m = x.rows();
-  if (m <= 8) return enqueue<T, Out, 8, kGated>(x, w, bias, out, adds, space, stream);
-  if (m <= 16) return enqueue<T, Out, 16, kGated>(x, w, bias, out, adds, space, stream);
-  if (m <= 32) return enqueue<T, Out, 32, kGated>(x, w, bias, out, adds, space, stream);
-  if (m <= 64) return enqueue<T, Out, 64, kGated>(x, w, bias, out, adds, space, stream);
-  enqueue<T, Out, kMaxCols, kGated>(x, w, bias, out, adds, space, stream);
+  if (m <= 8) return enqueue<T, Out, 8, kGated>(x, w, bias, out, adds, gelu, space, stream);
+  if (m <= 16) return enqueue<T, Out, 16, kGated>(x, w, bias, out, adds, gelu, space, stream);
+  if (m <= 32) return enqueue<T, Out, 32, kGated>(x, w, bias, out, adds, gelu, space, stream);
+  if (m <= 64) return enqueue<T, Out, 64, kGated>(x, w, bias, out, adds, gelu, space, stream);
+  enqueue<T, Out, kMaxCols, kGated>(x, w, bias, out, adds, gelu, space, stream);
 }
 
 }  // namespace
@@ -323,16 +325,17 @@ int64_t stream_workspace_bytes() {
 }
 
 void stream_gemm(const TensorView& x, const TensorView& w, const TensorView& bias,
-    const TensorView& out, bool gated, bool adds, const StreamWorkspace& space,
+    const TensorView& out, std::optional<Activation> gate, bool adds, const StreamWorkspace& space,
     cudaStream_t stream) {
-  CHECK(stream_gemm_supports(x, w, out, gated));
-  CHECK(w.rows() == out.cols() * (gated ? 2 : 1) && out.rows() == x.rows());
+  CHECK(stream_gemm_supports(x, w, out, gate.has_value()));
+  CHECK(w.rows() == out.cols() * (gate ? 2 : 1) && out.rows() == x.rows());
+  const bool gelu = gate == Activation::kGeluTanh;
   dispatch_act(x.dtype, [&]<typename T>() {
     if constexpr (!std::is_same_v<T, float>) {
-      if (gated) return dispatch_cols<T, T, true>(x, w, bias, out, adds, space, stream);
+      if (gate) return dispatch_cols<T, T, true>(x, w, bias, out, adds, gelu, space, stream);
       if (out.dtype == x.dtype)
-        return dispatch_cols<T, T, false>(x, w, bias, out, adds, space, stream);
-      dispatch_cols<T, float, false>(x, w, bias, out, adds, space, stream);
+        return dispatch_cols<T, T, false>(x, w, bias, out, adds, gelu, space, stream);
+      dispatch_cols<T, float, false>(x, w, bias, out, adds, gelu, space, stream);
     }
   });
 }

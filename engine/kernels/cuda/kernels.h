@@ -14,21 +14,29 @@ void begin_step(const StepHeader* step, const int32_t* arrived, const SlotState&
     const StepArrays& arrays, const BatchView& batch, cudaStream_t stream);
 
 // rows.cu: one row per token
-void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table,
+void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table, float scale,
     const TensorView& out, cudaStream_t stream);
 // residual may be empty: out = rms_norm(x). Else residual += x, out = rms_norm(residual).
 void add_rms_norm(const TensorView& x, const TensorView& residual, const TensorView& weight,
     float eps, const TensorView& out, cudaStream_t stream);
-void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,
-    const RopeTable& rope, const AttentionShape& shape, const BatchView& batch,
-    const KvCacheView& cache, cudaStream_t stream);
-void silu_mul(
-    const TensorView& gate, const TensorView& up, const TensorView& out, cudaStream_t stream);
+void norm_add_norm(const TensorView& x, const TensorView& post, const TensorView& residual,
+    const TensorView& weight, float eps, const TensorView& out, cudaStream_t stream);
+void sum_squares(const TensorView& x, const TensorView& sums, cudaStream_t stream);
+void scale_by_rms(const TensorView& x, const TensorView& sums, int64_t count,
+    const TensorView& weight, float eps, cudaStream_t stream);
+void gate_mul(const TensorView& gate, const TensorView& up, Activation act, const TensorView& out,
+    cudaStream_t stream);
+void soft_cap(const TensorView& x, float cap, cudaStream_t stream);
 void add(const TensorView& x, const TensorView& y, cudaStream_t stream);
 void gather_rows(
     const TensorView& x, std::span<const int32_t> rows, const TensorView& out, cudaStream_t stream);
 // For measuring: reads every byte (a multiple of 16) and leaves a sum.
 void read_all(const void* from, int64_t bytes, uint32_t* sum, int num_sms, cudaStream_t stream);
+
+// rope.cu
+void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,
+    const HeadNorms& norms, const RopeTable& rope, const AttentionShape& shape,
+    const BatchView& batch, const KvCacheView& cache, cudaStream_t stream);
 
 // sample.cu: as Ops says.
 int64_t scan_cols(int64_t rows, int64_t n);
@@ -39,7 +47,7 @@ void sample(const TensorView& logits, const TensorView& scans, std::span<const S
 
 // attention.cu, attention_prefill.cu, attention_decode.cu
 struct AttentionLimits {
-  AttentionShape shape;
+  AttentionShape shape;  // its window: that of the layers that have one
   DType act = DType::kBF16;
   int32_t max_sequences = 0;  // S
   int32_t max_tokens = 0;     // T
@@ -47,11 +55,12 @@ struct AttentionLimits {
 };
 int64_t attention_workspace_bytes(const AttentionLimits& limits);
 // Once per step, before its layers: how the step's attention is cut into equal pieces of work, from
-// the batch's positions, into `workspace`.
+// the batch's positions, into `workspace`; for layers with the window of `limits` and without.
 void plan_attention(
     const AttentionLimits& limits, const BatchView& batch, void* workspace, cudaStream_t stream);
 // Ops::attention with the plan made for the same batch.
-void attention(const AttentionLimits& limits, const TensorView& q, const KvCacheView& cache,
-    const BatchView& batch, void* workspace, const TensorView& out, cudaStream_t stream);
+void attention(const AttentionLimits& limits, const AttentionShape& shape, const TensorView& q,
+    const KvCacheView& cache, const BatchView& batch, void* workspace, const TensorView& out,
+    cudaStream_t stream);
 
 }  // namespace millrace::cuda

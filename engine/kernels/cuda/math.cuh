@@ -78,6 +78,12 @@ __device__ __forceinline__ void store_floats(T* to, const float (&from)[N]) {
   }
 }
 
+// act(gate) * up: both activations are gate * sigmoid(u), of gelu with twice the tanh's argument.
+__device__ __forceinline__ float gated(float gate, float up, bool gelu) {
+  const float u = gelu ? 1.5957691216f * fmaf(gate * gate * gate, 0.044715f, gate) : gate;
+  return gate / (1.0f + expf(-u)) * up;
+}
+
 struct Sum {
   template <typename T>
   __device__ T operator()(T a, T b) const {
@@ -151,6 +157,28 @@ template <typename T, typename Body>
 void dispatch_packs(bool aligned, const Body& body) {
   if (aligned) return body.template operator()<kPackSize<T>>();
   body.template operator()<1>();
+}
+
+// A matrix whose rows may be strided, in elements.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t stride;
+  explicit Rows(const TensorView& t)
+      : data(t.as<T>()), stride(t.stride / static_cast<int64_t>(sizeof(T))) {}
+  __device__ T* operator[](int64_t i) const { return data + i * stride; }
+};
+
+inline unsigned ceil_div(int64_t a, int64_t b) { return static_cast<unsigned>((a + b - 1) / b); }
+
+// f32 [n].
+inline bool is_vector(const TensorView& t, int64_t n) {
+  return t.data != nullptr && t.dtype == DType::kF32 && t.count() == n;
+}
+// True where each is empty or begins at a multiple of 16 bytes.
+template <typename... Views>
+bool vectors_in_packs(const Views&... views) {
+  return ((reinterpret_cast<uintptr_t>(views.data) % 16 == 0) && ...);
 }
 
 }  // namespace millrace::cuda

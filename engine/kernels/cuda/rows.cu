@@ -10,62 +10,65 @@ namespace millrace::cuda {
 
 namespace {
 
-// A matrix whose rows may be strided, in elements.
-template <typename T>
-struct Rows {
-  T* data;
-  int64_t stride;
-  explicit Rows(const TensorView& t)
-      : data(t.as<T>()), stride(t.stride / static_cast<int64_t>(sizeof(T))) {}
-  __device__ T* operator[](int64_t i) const { return data + i * stride; }
-};
-
-unsigned ceil_div(int64_t a, int64_t b) { return static_cast<unsigned>((a + b - 1) / b); }
-
 // Threads of a block that has `items` to do: whole warps, at most `most`.
 unsigned threads_for(int64_t items, int64_t most) {
   return static_cast<unsigned>(std::min(ceil_div(items, 32) * int64_t{32}, most));
 }
 
-// out[i] = from[indices[i] - first], or zeros outside its rows; `width` words a row.
-template <typename Word>
-__global__ void copy_rows_kernel(const int32_t* indices, int64_t first, Rows<const Word> from,
-    int64_t num_rows, Rows<Word> out, int64_t width) {
+// out[i] = scale * from[indices[i] - first], or zeros outside its rows.
+template <typename T, int N>
+__global__ void copy_rows_kernel(const int32_t* indices, int64_t first, Rows<const T> from,
+    int64_t num_rows, float scale, Rows<T> out, int64_t cols) {
   begin_kernel();
   const int64_t row = indices[blockIdx.x] - first;
   const bool inside = row >= 0 && row < num_rows;
-  for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
-    out[blockIdx.x][i] = inside ? from[row][i] : Word{};
+  for (int64_t i = int64_t{threadIdx.x} * N; i < cols; i += int64_t{blockDim.x} * N) {
+    float x[N] = {};
+    if (inside) load_floats(from[row] + i, x);
+    for (int j = 0; j < N; ++j) x[j] *= scale;
+    store_floats(out[blockIdx.x] + i, x);
   }
 }
 
-void copy_rows(std::span<const int32_t> indices, int64_t first, const TensorView& from,
+void copy_rows(std::span<const int32_t> indices, int64_t first, const TensorView& from, float scale,
     const TensorView& out, cudaStream_t stream) {
-  CHECK(from.dtype == out.dtype && from.cols() == out.cols() && dtype_bytes(from.dtype, 1) % 2 == 0,
-      "{} of {} to {} of {}", from.cols(), dtype_info(from.dtype).name, out.cols(),
-      dtype_info(out.dtype).name);
+  CHECK(from.dtype == out.dtype && from.cols() == out.cols(), "{} of {} to {} of {}", from.cols(),
+      dtype_info(from.dtype).name, out.cols(), dtype_info(out.dtype).name);
   if (indices.empty()) return;
-  const auto copy = [&]<typename Word>() {
-    const int64_t width = dtype_bytes(from.dtype, from.cols()) / static_cast<int64_t>(sizeof(Word));
-    launch("copying rows", copy_rows_kernel<Word>, static_cast<unsigned>(indices.size()),
-        threads_for(width, 512), 0, stream, indices.data(), first, Rows<const Word>(from),
-        from.rows(), Rows<Word>(out), width);
-  };
-  in_packs(from, out) ? copy.operator()<uint4>() : copy.operator()<uint16_t>();
+  dispatch_act(out.dtype, [&]<typename T>() {
+    dispatch_packs<T>(in_packs(from, out), [&]<int N>() {
+      launch("copying rows", copy_rows_kernel<T, N>, static_cast<unsigned>(indices.size()),
+          threads_for(ceil_div(out.cols(), N), 512), 0, stream, indices.data(), first,
+          Rows<const T>(from), from.rows(), scale, Rows<T>(out), out.cols());
+    });
+  });
 }
 
 constexpr int kNormThreads = 1024;
 
+template <typename T, int N>
+__device__ float squares_of(const Pack<T, N>& pack) {
+  float sum = 0;
+  for (int j = 0; j < N; ++j) sum += to_float(pack.data[j]) * to_float(pack.data[j]);
+  return sum;
+}
+// The whole block's, of each thread's sum of squares of a row.
+__device__ float inverse_rms(float squares, int64_t cols, float eps) {
+  return 1.0f / sqrtf(block_reduce(squares, Sum()) / static_cast<float>(cols) + eps);
+}
+
 // One block a row. The first kHeld packs of each thread, mostly all it has, stay in registers
-// between the two passes; what is beyond is read again. The norm is of the sum as it is stored.
-template <typename T, int N, int kHeld>
-__global__ void __launch_bounds__(kNormThreads / kHeld) add_rms_norm_kernel(
-    Rows<const T> x, Rows<T> residual, const float* weight, float eps, Rows<T> out, int64_t cols) {
-  const int64_t begin = int64_t{threadIdx.x} * N;
-  const int64_t step = int64_t{blockDim.x} * N;
+// between the passes; what is beyond is read again. The norm is of the sum as it is stored.
+// kPost: x is normed with the weight `post` before it is added; `weight` may then be null.
+template <typename T, int N, int kHeld, bool kPost>
+__global__ void __launch_bounds__(kNormThreads / kHeld)
+    add_rms_norm_kernel(Rows<const T> x, const float* post, Rows<T> residual, const float* weight,
+        float eps, Rows<T> out, int64_t cols) {
+  const int64_t begin = int64_t{threadIdx.x} * N, step = int64_t{blockDim.x} * N;
+  const int64_t rest = begin + kHeld * step;
   admit_next();
   float scale[N];
-  if (begin < cols) load_floats(weight + begin, scale);
+  if (begin < cols && (!kPost || weight != nullptr)) load_floats(weight + begin, scale);
   wait_for_inputs();
   const T* from = x[blockIdx.x];
   T* sum = residual.data == nullptr ? nullptr : residual[blockIdx.x];
@@ -76,21 +79,33 @@ __global__ void __launch_bounds__(kNormThreads / kHeld) add_rms_norm_kernel(
     held[h] = i < cols ? load_pack<T, N>(from + i) : Pack<T, N>{};
     if (sum != nullptr) more[h] = i < cols ? load_pack<T, N>(sum + i) : Pack<T, N>{};
   }
-  float squares = 0;
+  float squares = 0, inner = 1;  // inner: 1 / rms of x
+  if constexpr (kPost) {
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h) squares += squares_of(held[h]);
+    for (int64_t i = rest; i < cols; i += step) squares += squares_of(load_pack<T, N>(from + i));
+    inner = inverse_rms(squares, cols, eps);
+    squares = 0;
+  }
   const auto take = [&](int64_t i, Pack<T, N>& v, const Pack<T, N>& r) {
+    float more_scale[N] = {};
+    if (kPost && i < cols) load_floats(post + i, more_scale);
     for (int j = 0; j < N; ++j) {
-      if (sum != nullptr) v.data[j] = from_float<T>(to_float(v.data[j]) + to_float(r.data[j]));
+      float term = to_float(v.data[j]);
+      if constexpr (kPost) term *= inner * more_scale[j];
+      if (sum != nullptr) v.data[j] = from_float<T>(term + to_float(r.data[j]));
       squares += to_float(v.data[j]) * to_float(v.data[j]);
     }
     if (sum != nullptr && i < cols) store_pack(sum + i, v);
   };
 #pragma unroll
   for (int h = 0; h < kHeld; ++h) take(begin + h * step, held[h], more[h]);
-  for (int64_t i = begin + kHeld * step; i < cols; i += step) {
+  for (int64_t i = rest; i < cols; i += step) {
     auto v = load_pack<T, N>(from + i);
     take(i, v, sum != nullptr ? load_pack<T, N>(sum + i) : Pack<T, N>{});
   }
-  const float factor = 1.0f / sqrtf(block_reduce(squares, Sum()) / static_cast<float>(cols) + eps);
+  if (kPost && weight == nullptr) return;
+  const float factor = inverse_rms(squares, cols, eps);
   const auto write = [&](int64_t i, const Pack<T, N>& v) {
     if (i != begin) load_floats(weight + i, scale);
     float y[N];
@@ -101,60 +116,40 @@ __global__ void __launch_bounds__(kNormThreads / kHeld) add_rms_norm_kernel(
   for (int h = 0; h < kHeld; ++h) {
     if (begin + h * step < cols) write(begin + h * step, held[h]);
   }
-  for (int64_t i = begin + kHeld * step; i < cols; i += step) {
+  for (int64_t i = rest; i < cols; i += step) {
     write(i, load_pack<T, N>((sum != nullptr ? sum : from) + i));
   }
 }
 
-// One block a token; threadIdx.x counts packs of N pairs of a head, threadIdx.y heads: those of q,
-// then k, then v (which is only copied).
-template <typename T, int N, bool kInterleaved>
-__global__ void rope_kernel(Rows<T> q, Rows<const T> k, Rows<const T> v, Rows<const float> cos_sin,
-    AttentionShape shape, BatchView batch, Rows<T> k_cache, Rows<T> v_cache) {
+// One block, of one row of x [n] each.
+template <typename T>
+__global__ void sum_squares_kernel(Rows<const T> x, int64_t n, Rows<float> sums) {
   begin_kernel();
-  const int32_t token = static_cast<int32_t>(blockIdx.x);
-  const int32_t half = shape.head_dim / 2;
-  const int32_t pair = static_cast<int32_t>(threadIdx.x) * N;
-  const int32_t first = kInterleaved ? 2 * pair : pair;
-  const int32_t second = kInterleaved ? 2 * pair + N : pair + half;
-  const int32_t position = batch.positions[token];
-  float cosines[N], sines[N];
-  load_floats(cos_sin[position] + pair, cosines);
-  load_floats(cos_sin[position] + half + pair, sines);
-  const int32_t first_k = shape.num_heads, first_v = first_k + shape.num_kv_heads;
-  for (auto head = static_cast<int32_t>(threadIdx.y); head < first_v + shape.num_kv_heads;
-       head += static_cast<int32_t>(blockDim.y)) {
-    const bool is_v = head >= first_v;
-    const int64_t h = head - (is_v ? first_v : head >= first_k ? first_k : 0);
-    const T* from = (is_v ? v[token] : head >= first_k ? k[token] : q[token]) + h * shape.head_dim;
-    T* to = q[token] + h * shape.head_dim;
-    if (head >= first_k) {
-      const int32_t sequence = sequence_of(token, batch.cu_tokens.data(), batch.num_single,
-          static_cast<int32_t>(batch.block_tables.size()));
-      const uint32_t block = batch.block_tables[sequence][position / batch.block_size];
-      to = (is_v ? v_cache[block] : k_cache[block]) +
-           (h * batch.block_size + position % batch.block_size) * shape.head_dim;
-    }
-    float x[2][N];
-    load_floats(from + first, x[0]);
-    load_floats(from + second, x[1]);
-    for (int j = 0; j < N && !is_v; ++j) {
-      const int i = kInterleaved ? 2 * j : j;  // of the first of the pair among the 2N
-      float& a = x[i / N][i % N];
-      float& b = kInterleaved ? x[(i + 1) / N][(i + 1) % N] : x[1][j];
-      const float turned = a * cosines[j] - b * sines[j];
-      b = b * cosines[j] + a * sines[j];
-      a = turned;
-    }
-    store_floats(to + first, x[0]);
-    store_floats(to + second, x[1]);
+  float squares = 0;
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+    const float value = to_float(x[blockIdx.x][i]);
+    squares += value * value;
+  }
+  squares = block_reduce(squares, Sum());
+  if (threadIdx.x == 0) *sums[blockIdx.x] = squares;
+}
+template <typename T>
+__global__ void scale_by_rms_kernel(
+    Rows<T> x, int64_t n, Rows<const float> sums, float count, const float* weight, float eps) {
+  begin_kernel();
+  const float factor = 1.0f / sqrtf(*sums[blockIdx.x] / count + eps);
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+    x[blockIdx.x][i] = from_float<T>(to_float(x[blockIdx.x][i]) * factor * weight[i]);
   }
 }
 
-struct SiluMul {
-  __device__ float operator()(float gate, float up) const {
-    return gate / (1.0f + expf(-gate)) * up;
-  }
+struct GateMul {
+  bool gelu;
+  __device__ float operator()(float gate, float up) const { return gated(gate, up, gelu); }
+};
+struct SoftCap {
+  float cap;
+  __device__ float operator()(float x, float) const { return cap * tanhf(x / cap); }
 };
 
 // out = op(a, b); gridDim.y blocks share a row.
@@ -208,68 +203,90 @@ __global__ void read_all_kernel(const uint4* from, int64_t count, uint32_t* sum)
 
 }  // namespace
 
-void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table,
+void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table, float scale,
     const TensorView& out, cudaStream_t stream) {
-  copy_rows(ids, first_id, table, out, stream);
+  copy_rows(ids, first_id, table, scale, out, stream);
 }
 
 void gather_rows(const TensorView& x, std::span<const int32_t> rows, const TensorView& out,
     cudaStream_t stream) {
-  copy_rows(rows, 0, x, out, stream);
+  copy_rows(rows, 0, x, 1.0f, out, stream);
 }
 
-void add_rms_norm(const TensorView& x, const TensorView& residual, const TensorView& weight,
-    float eps, const TensorView& out, cudaStream_t stream) {
+namespace {
+
+// add_rms_norm, or with kPost norm_add_norm.
+template <bool kPost>
+void enqueue_norm(const TensorView& x, const TensorView& post, const TensorView& residual,
+    const TensorView& weight, float eps, const TensorView& out, cudaStream_t stream) {
   const bool adds = residual.data != nullptr;
-  CHECK(x.dtype == out.dtype && x.cols() == out.cols() && x.rows() == out.rows() &&
-        weight.dtype == DType::kF32 && weight.count() == x.cols());
-  CHECK(!adds || (residual.dtype == x.dtype && residual.cols() == x.cols()));
+  CHECK(x.dtype == out.dtype && x.cols() == out.cols() && x.rows() == out.rows());
+  CHECK(kPost ? is_vector(post, x.cols()) : weight.data != nullptr);
+  CHECK(weight.data == nullptr || is_vector(weight, x.cols()));
+  CHECK(!adds ||
+        (residual.dtype == x.dtype && residual.cols() == x.cols() && residual.rows() == x.rows()));
   if (x.rows() == 0) return;
-  const bool aligned = in_packs(x, out) && (!adds || in_packs(residual)) &&
-                       reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
+  const bool aligned =
+      in_packs(x, out) && (!adds || in_packs(residual)) && vectors_in_packs(post, weight);
   dispatch_act(x.dtype, [&]<typename T>() {
     dispatch_packs<T>(aligned, [&]<int N>() {
       // Few rows: all the threads a row can use. Many: small blocks, so that some load while others
       // add up.
       const auto start = [&]<int kHeld>() {
-        launch("add_rms_norm", add_rms_norm_kernel<T, N, kHeld>, static_cast<unsigned>(x.rows()),
+        launch(kPost ? "norm_add_norm" : "add_rms_norm", add_rms_norm_kernel<T, N, kHeld, kPost>,
+            static_cast<unsigned>(x.rows()),
             threads_for(ceil_div(x.cols(), N * kHeld), kNormThreads / kHeld), 0, stream,
-            Rows<const T>(x), Rows<T>(adds ? residual : TensorView()), weight.as<float>(), eps,
-            Rows<T>(out), x.cols());
+            Rows<const T>(x), post.as<float>(), Rows<T>(adds ? residual : TensorView()),
+            weight.as<float>(), eps, Rows<T>(out), x.cols());
       };
       x.rows() < 512 ? start.template operator()<1>() : start.template operator()<4>();
     });
   });
 }
 
-void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,
-    const RopeTable& rope, const AttentionShape& shape, const BatchView& batch,
-    const KvCacheView& cache, cudaStream_t stream) {
-  const TensorView& table = rope.cos_sin.view;
-  CHECK(q.dtype == k.dtype && q.dtype == v.dtype && q.dtype == cache.k.dtype &&
-        q.dtype == cache.v.dtype && table.dtype == DType::kF32);
-  CHECK(shape.head_dim % 2 == 0 && shape.head_dim <= 2048 && table.cols() == shape.head_dim);
-  if (batch.num_tokens == 0) return;
-  const int64_t heads = shape.num_heads + 2 * int64_t{shape.num_kv_heads};
-  dispatch_act(q.dtype, [&]<typename T>() {
-    const bool aligned =
-        in_packs(q, k, v, cache.k, cache.v, table) && shape.head_dim / 2 % kPackSize<T> == 0;
-    dispatch_packs<T>(aligned, [&]<int N>() {
-      const int64_t width = shape.head_dim / 2 / N;
-      const int64_t most = batch.num_tokens < 256 ? 512 : 256;  // threads
-      const int64_t turns = ceil_div(heads, std::max<int64_t>(1, most / width));
-      const dim3 block(static_cast<unsigned>(width), ceil_div(heads, turns));
-      auto* kernel = rope.interleaved ? rope_kernel<T, N, true> : rope_kernel<T, N, false>;
-      launch("rope_kv_write", kernel, static_cast<unsigned>(batch.num_tokens), block, 0, stream,
-          Rows<T>(q), Rows<const T>(k), Rows<const T>(v), Rows<const float>(table), shape, batch,
-          Rows<T>(cache.k), Rows<T>(cache.v));
-    });
+}  // namespace
+
+void add_rms_norm(const TensorView& x, const TensorView& residual, const TensorView& weight,
+    float eps, const TensorView& out, cudaStream_t stream) {
+  enqueue_norm<false>(x, TensorView(), residual, weight, eps, out, stream);
+}
+
+void norm_add_norm(const TensorView& x, const TensorView& post, const TensorView& residual,
+    const TensorView& weight, float eps, const TensorView& out, cudaStream_t stream) {
+  enqueue_norm<true>(
+      x, post, residual, weight, eps, weight.data != nullptr ? out : residual, stream);
+}
+
+void sum_squares(const TensorView& x, const TensorView& sums, cudaStream_t stream) {
+  CHECK(sums.dtype == DType::kF32 && sums.rows() == x.rows() && sums.cols() == 1);
+  if (x.rows() == 0) return;
+  dispatch_act(x.dtype, [&]<typename T>() {
+    launch("sum_squares", sum_squares_kernel<T>, static_cast<unsigned>(x.rows()),
+        threads_for(x.cols(), kNormThreads), 0, stream, Rows<const T>(x), x.cols(),
+        Rows<float>(sums));
   });
 }
 
-void silu_mul(
-    const TensorView& gate, const TensorView& up, const TensorView& out, cudaStream_t stream) {
-  combine(gate, up, out, SiluMul(), stream);
+void scale_by_rms(const TensorView& x, const TensorView& sums, int64_t count,
+    const TensorView& weight, float eps, cudaStream_t stream) {
+  CHECK(sums.dtype == DType::kF32 && sums.rows() == x.rows() && sums.cols() == 1 &&
+        is_vector(weight, x.cols()));
+  if (x.rows() == 0) return;
+  dispatch_act(x.dtype, [&]<typename T>() {
+    launch("scale_by_rms", scale_by_rms_kernel<T>, static_cast<unsigned>(x.rows()),
+        threads_for(x.cols(), kNormThreads), 0, stream, Rows<T>(x), x.cols(),
+        Rows<const float>(sums), static_cast<float>(count), weight.as<float>(), eps);
+  });
+}
+
+void gate_mul(const TensorView& gate, const TensorView& up, Activation act, const TensorView& out,
+    cudaStream_t stream) {
+  combine(gate, up, out, GateMul{act == Activation::kGeluTanh}, stream);
+}
+
+void soft_cap(const TensorView& x, float cap, cudaStream_t stream) {
+  CHECK(x.dtype == DType::kF32 && cap > 0);
+  combine(x, x, x, SoftCap{cap}, stream);
 }
 
 void add(const TensorView& x, const TensorView& y, cudaStream_t stream) {

@@ -142,11 +142,64 @@ TEST_P(AttentionTest, DecodeOfEveryLength) {
   }
 }
 
+// Scores far beyond the cap, of layers with and without a window.
+TEST_P(AttentionTest, SoftCappedScores) {
+  for (const int32_t window : {0, 70}) {
+    for (const int32_t dim : {64, 96, 128, 256}) {
+      AttentionShape s = shape(4, 2, dim, 40, window);
+      s.softcap = 5;
+      check({5, 90, 333, 150, 260}, {1, 1, 1, 40, 260}, s, 16, 3);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST_P(AttentionTest, SlidingWindow) {
   for (const int32_t window : {1, 2, 15, 16, 17, 32, 33, 64, 65, 100, 1000}) {
     for (const int32_t block_size : {16, 64}) {
       check({5, 90, 333, 150, 260}, {1, 1, 1, 40, 260}, shape(3, 1, 64, 1, window), block_size, 3);
       if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// Layers with a window and without take turns in one step, as begun and as replayed from a capture.
+TEST_P(AttentionTest, LayersThatDifferInTheirWindow) {
+  for (const int32_t dim : {64, 80}) {
+    const AttentionShape windowed = shape(8, 2, dim, 6, 100);
+    ops_ = backend_->make_ops(windowed);
+    PagedBatch batch(
+        *backend_, *ops_, random_, {900, 33, 2500, 400, 300}, {1, 1, 1, 200, 300}, windowed, 16);
+    Call calls[4];
+    for (Call& call : calls) call = make_call(batch.view.num_tokens, windowed);
+    const auto shape_of = [&](int i) {
+      AttentionShape s = windowed;
+      if (i % 2 == 1) s.window = 0;
+      return s;
+    };
+    const auto run = [&] {
+      batch.memory->begin(*ops_, batch.view, windowed);
+      for (int i = 0; i < 4; ++i) {
+        ops_->attention(calls[i].query, batch.cache(), shape_of(i), batch.view, calls[i].out.view);
+      }
+    };
+    run();
+    backend_->device().synchronize();
+    backend_->device().capture(dim, run);
+    for (const Call& call : calls) {
+      const auto bytes = static_cast<size_t>(call.out.view.stride * call.out.view.rows());
+      backend_->copy(call.out.view.data, std::vector<uint8_t>(bytes, 0x7f));
+    }
+    if (!backend_->device().replay(dim)) run();
+    for (int i = 0; i < 4; ++i) {
+      batch.shape = shape_of(i);
+      const Matrix out = backend_->download(calls[i].out);
+      for (size_t s = 0; s + 1 < batch.cu_tokens.size(); ++s) {
+        for (int32_t t = batch.cu_tokens[s]; t < batch.cu_tokens[s + 1]; t += 13) {
+          check_row(batch, calls[i], out, t, s, batch.positions[static_cast<size_t>(t)]);
+          if (HasFatalFailure()) return;
+        }
+      }
     }
   }
 }

@@ -140,21 +140,34 @@ TEST_P(InvarianceTest, RowVerbs) {
   const Tensor weight = backend_->upload_vector(random_.matrix(1, 575), DType::kF32);
   const Tensor want_norm = rows(37, 575);
   const Tensor want_silu = rows(37, 575);
+  const Tensor want_gelu = rows(37, 575);
+  const Tensor want_normed = rows(37, 575);
+  const Tensor want_sum = rows(37, 575);
+  std::memcpy(want_sum.view.data, y.view.data, static_cast<size_t>(y.buffer.bytes()));
   const Tensor got = rows(37, 575);
   ThreadPool pool(1);
   const std::unique_ptr<Ops> one = make_cpu_ops_for(pool, *GetParam());
   for (int64_t i = 0; i < 37; ++i) {
     const auto row = [i](const Tensor& t) { return t.view.slice_rows(i, 1); };
     one->rms_norm(row(x), weight.view, 1e-5f, row(want_norm));
-    one->silu_mul(row(x), row(y), row(want_silu));
+    one->gate_mul(row(x), row(y), Activation::kSilu, row(want_silu));
+    one->gate_mul(row(x), row(y), Activation::kGeluTanh, row(want_gelu));
+    one->norm_add_norm(row(x), weight.view, row(want_sum), weight.view, 1e-5f, row(want_normed));
   }
   for_threads([&](Ops& ops) {
     for (int64_t m = 1; m <= 37; ++m) {
       const auto last = [m](const Tensor& t) { return t.view.slice_rows(37 - m, m); };
       ops.rms_norm(last(x), weight.view, 1e-5f, last(got));
       expect_same_rows(last(want_norm), last(got));
-      ops.silu_mul(last(x), last(y), last(got));
+      ops.gate_mul(last(x), last(y), Activation::kSilu, last(got));
       expect_same_rows(last(want_silu), last(got));
+      ops.gate_mul(last(x), last(y), Activation::kGeluTanh, last(got));
+      expect_same_rows(last(want_gelu), last(got));
+      const Tensor sum = rows(37, 575);
+      std::memcpy(sum.view.data, y.view.data, static_cast<size_t>(y.buffer.bytes()));
+      ops.norm_add_norm(last(x), weight.view, last(sum), weight.view, 1e-5f, last(got));
+      expect_same_rows(last(want_sum), last(sum));
+      expect_same_rows(last(want_normed), last(got));
     }
   });
 }

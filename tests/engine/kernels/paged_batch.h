@@ -251,7 +251,8 @@ inline Attended reference_attention(
     const float* key = batch.slot(batch.k, s, kv, j);
     double score = 0;
     for (size_t d = 0; d < dim; ++d) score += double{q[d]} * key[d];
-    scores.push_back(score * shape.scale);
+    score *= shape.scale;
+    scores.push_back(shape.softcap > 0 ? shape.softcap * std::tanh(score / shape.softcap) : score);
   }
   const double max = *std::max_element(scores.begin(), scores.end());
   double total = 0;

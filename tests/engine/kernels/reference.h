@@ -5,11 +5,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numbers>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "engine/core/dtype.h"
+#include "engine/kernels/ops.h"
 
 namespace millrace::reference {
 
@@ -172,7 +174,12 @@ inline std::vector<double> rms_norm(const float* x, const float* weight, double 
   return out;
 }
 
-inline double silu_mul(double gate, double up) { return gate / (1 + std::exp(-gate)) * up; }
+inline double gate_mul(Activation act, double gate, double up) {
+  const double cubic = std::sqrt(2 / std::numbers::pi) * (gate + 0.044715 * gate * gate * gate);
+  // (1 + tanh(z)) / 2, without its cancellation where z is far below 0.
+  const double u = act == Activation::kSilu ? gate : 2 * cubic;
+  return gate / (1 + std::exp(-u)) * up;
+}
 
 inline std::vector<double> rope(const float* x, const float* cos_sin, int dim, bool interleaved) {
   std::vector<double> out(static_cast<size_t>(dim));

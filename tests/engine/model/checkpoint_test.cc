@@ -85,8 +85,8 @@ TEST(Checkpoint, GgufScalingEqualsTheFolders) {
   const auto gguf = open_checkpoint("tests/data/tiny-llama.gguf");
   ASSERT_EQ(gguf->config().rope.freq_factors.size(), 8u);
   std::vector<float> a(256 * 16), b(256 * 16);
-  fill_rope_table(folder->config(), 256, a.data());
-  fill_rope_table(gguf->config(), 256, b.data());
+  fill_rope_table(folder->config().rope, 256, a.data());
+  fill_rope_table(gguf->config().rope, 256, b.data());
   for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 1e-4) << i;
 }
 

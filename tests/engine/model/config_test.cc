@@ -82,9 +82,67 @@ TEST(Config, MistralWithoutAWindow) {
       parse(changed(R"({"model_type": "mistral", "sliding_window": 256})")).family, "mistral");
   // Absent means 4,096 there: more than this context, less than a larger one.
   EXPECT_EQ(parse(changed(R"({"model_type": "mistral"})")).family, "mistral");
-  expect_model_error(
-      [] { parse(changed(R"({"model_type": "mistral", "max_position_embeddings": 8192})")); },
-      "sliding_window");
+  EXPECT_EQ(parse(changed(R"({"model_type": "mistral", "max_position_embeddings": 8192})"))
+                .layers[1]
+                .window,
+      4096);
+  EXPECT_EQ(
+      parse(changed(R"({"model_type": "mistral", "sliding_window": 256})")).layers[1].window, 0);
+}
+
+// Per layer: window, then how it is rotated (m: main, l: local, -: not).
+std::string layers_of(std::string_view changes) {
+  std::string said;
+  for (const LayerConfig& layer : parse(changed(changes)).layers) {
+    said += std::to_string(layer.window) + "ml-"[static_cast<size_t>(layer.rope)] + " ";
+  }
+  return said;
+}
+
+TEST(Config, WindowsAndRotationByLayer) {
+  EXPECT_EQ(layers_of(R"({"num_hidden_layers": 3})"), "0m 0m 0m ");
+  EXPECT_EQ(layers_of(R"({"model_type": "phi3", "sliding_window": 8})"), "8m 8m ");
+  EXPECT_EQ(layers_of(R"({"model_type": "qwen2", "sliding_window": 8, "max_window_layers": 1})"),
+      "0m 0m ");
+  EXPECT_EQ(layers_of(R"({"model_type": "qwen2", "sliding_window": 8, "max_window_layers": 1,
+                          "use_sliding_window": true})"),
+      "0m 8m ");
+  EXPECT_EQ(layers_of(R"({"model_type": "qwen3", "sliding_window": 8, "use_sliding_window": true,
+                          "layer_types": ["sliding_attention", "full_attention"]})"),
+      "8m 0m ");
+  EXPECT_EQ(layers_of(R"({"model_type": "gemma2", "sliding_window": 8, "num_hidden_layers": 3})"),
+      "8m 0m 8m ");
+  EXPECT_EQ(layers_of(R"({"model_type": "gemma3_text", "sliding_window": 8,
+                          "num_hidden_layers": 7})"),
+      "8l 8l 8l 8l 8l 0m 8l ");
+  // A window as wide as the context hides nothing, but the layer keeps its rope.
+  EXPECT_EQ(layers_of(R"({"model_type": "gemma3_text", "sliding_window": 256,
+                          "layer_types": ["full_attention", "sliding_attention"]})"),
+      "0m 0l ");
+  EXPECT_EQ(layers_of(R"({"model_type": "smollm3", "num_hidden_layers": 4})"), "0m 0m 0m 0- ");
+  EXPECT_EQ(layers_of(R"({"model_type": "smollm3", "no_rope_layers": [0, 1]})"), "0- 0m ");
+  EXPECT_EQ(layers_of(R"({"model_type": "smollm3", "no_rope_layers": [0, 1], "sliding_window": 8,
+                          "use_sliding_window": true})"),
+      "8- 0m ");
+}
+
+TEST(Config, ScalesAndCaps) {
+  const ModelConfig gemma = parse(changed(R"({"model_type": "gemma2"})"));
+  EXPECT_EQ(gemma.head_dim, 256);
+  EXPECT_EQ(gemma.attention_softcap, 50);
+  EXPECT_EQ(gemma.logit_softcap, 30);
+  EXPECT_EQ(gemma.attention_scale, 1.0f / 16);
+  EXPECT_EQ(gemma.embedding_scale, 8);
+  EXPECT_TRUE(gemma.norms_plus_one && gemma.tie_embeddings);
+  const ModelConfig other = parse(changed(R"({"model_type": "gemma2", "query_pre_attn_scalar": 144,
+      "attn_logit_softcapping": null, "final_logit_softcapping": 20})"));
+  EXPECT_EQ(other.attention_softcap, 0);
+  EXPECT_EQ(other.logit_softcap, 20);
+  EXPECT_EQ(other.attention_scale, 1.0f / 12);
+  EXPECT_TRUE(parse(changed(R"({"model_type": "qwen2"})")).attention_bias);
+  const ModelConfig phi =
+      parse(changed(R"({"model_type": "phi3", "partial_rotary_factor": 0.75})"));
+  EXPECT_EQ(phi.rope.dim, 12);
 }
 
 TEST(Config, SpellingsOfRopeScaling) {
@@ -107,7 +165,7 @@ struct Refused {
 
 TEST(Config, RefusesByName) {
   for (const Refused& c : {
-           Refused{R"({"model_type": "gpt2"})", "supported are: llama, mistral"},
+           Refused{R"({"model_type": "gpt2"})", "supported are: llama, mistral, qwen2"},
            {R"({"model_type": null})", "'model_type' is missing"},
            {R"({"architectures": ["LlamaForSequenceClassification"]})", "does not generate text"},
            {R"({"hidden_act": "gelu"})", "'hidden_act' is 'gelu'"},
@@ -117,8 +175,26 @@ TEST(Config, RefusesByName) {
            {R"({"num_local_experts": 8})", "'num_local_experts'"},
            {R"({"final_logit_softcapping": 30.0})", "'final_logit_softcapping'"},
            {R"({"layer_types": ["full_attention", "sliding_attention"]})", "'layer_types'"},
-           {R"({"model_type": "mistral", "attention_bias": true})", "has no biases"},
-           {R"({"rope_scaling": {"rope_type": "longrope", "factor": 2}})", "'longrope'"},
+           {R"({"model_type": "mistral", "attention_bias": true})", "the biases asked for"},
+           {R"({"rope_scaling": {"rope_type": "longrope", "factor": 2}})", "'long_factor'"},
+           {R"({"model_type": "gemma3_text", "attn_logit_softcapping": 50})", "'attn_logit_"},
+           {R"({"model_type": "gemma2", "hidden_activation": "gelu"})", "'hidden_activation' is"},
+           {R"({"model_type": "gemma3"})", "'gemma3' is not supported"},
+           {R"({"model_type": "qwen2", "attention_bias": false})", "the biases asked for"},
+           {R"({"model_type": "qwen2", "layer_types": ["sliding_attention", "full_attention"]})",
+               "sliding_attention of layer 0"},
+           {R"({"model_type": "phi3", "sliding_window": 8,
+                "layer_types": ["sliding_attention", "full_attention"]})",
+               "full_attention of layer 1"},
+           {R"({"model_type": "qwen3", "layer_types": ["full_attention"]})", "1 entries for 2"},
+           {R"({"model_type": "qwen3", "layer_types": ["full_attention", "chunked_attention"]})",
+               "'chunked_attention'"},
+           {R"({"model_type": "smollm3", "no_rope_layers": [1]})", "1 entries for 2"},
+           {R"({"no_rope_layers": [1, 1]})", "'no_rope_layers' is set"},
+           {R"({"model_type": "phi3", "partial_rotary_factor": 0.7})", "11 of 16 elements"},
+           {R"({"model_type": "phi3", "rope_scaling": {"type": "su", "long_factor": [1, 2],
+                "short_factor": [1, 2]}})",
+               "'long_factor' is not a list of 8"},
            {R"({"rope_scaling": {"rope_type": "linear"}})", "'factor' is missing"},
            {R"({"rope_scaling": {"rope_type": "llama3", "factor": 8}})", "'low_freq_factor'"},
            {R"({"rope_parameters": {"full_attention": {"rope_type": "default"}}})", "layer type"},

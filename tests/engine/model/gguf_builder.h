@@ -100,16 +100,17 @@ class GgufBuilder {
 
 // The smallest llama that opens: 1 layer, hidden 32, 2 heads, 4 tokens, all F32. `last` is the
 // fourth token.
-inline GgufBuilder small_llama(const std::string& last = "ab", int32_t last_type = 1) {
+inline GgufBuilder small_llama(const std::string& last = "ab", int32_t last_type = 1,
+    const std::string& arch = "llama", uint32_t context = 64) {
   GgufBuilder gguf;
-  gguf.text("general.architecture", "llama")
-      .u32("llama.block_count", 1)
-      .u32("llama.context_length", 64)
-      .u32("llama.embedding_length", 32)
-      .u32("llama.feed_forward_length", 32)
-      .u32("llama.attention.head_count", 2)
-      .u32("llama.attention.head_count_kv", 1)
-      .f32("llama.attention.layer_norm_rms_epsilon", 1e-5f)
+  gguf.text("general.architecture", arch)
+      .u32(arch + ".block_count", 1)
+      .u32(arch + ".context_length", context)
+      .u32(arch + ".embedding_length", 32)
+      .u32(arch + ".feed_forward_length", 32)
+      .u32(arch + ".attention.head_count", 2)
+      .u32(arch + ".attention.head_count_kv", 1)
+      .f32(arch + ".attention.layer_norm_rms_epsilon", 1e-5f)
       .text("tokenizer.ggml.model", "gpt2")
       .text("tokenizer.ggml.pre", "gpt-2")
       .texts("tokenizer.ggml.tokens", {"<s>", "a", "b", last})

@@ -168,6 +168,26 @@ TEST_F(Gguf, SmallLlamaOpens) {
   EXPECT_EQ(checkpoint->name(), "m");
 }
 
+TEST_F(Gguf, WindowsOfAFamilyActWhereTheFileHasThem) {
+  const auto window = [&](GgufBuilder builder) { return open(builder)->config().layers[0].window; };
+  const auto qwen3 = [] {
+    return small_llama("ab", 1, "qwen3", 32'768)
+        .tensor("blk.0.attn_q_norm.weight", {16}, 0, 64)
+        .tensor("blk.0.attn_k_norm.weight", {16}, 0, 64);
+  };
+  EXPECT_EQ(window(qwen3()), 0);
+  expect_model_error(
+      [&] { window(qwen3().u32("qwen3.attention.sliding_window", 8)); }, "sliding_window'");
+  const auto gemma2 = [] {
+    return small_llama("ab", 1, "gemma2", 32'768)
+        .tensor("blk.0.post_attention_norm.weight", {32}, 0, 128)
+        .tensor("blk.0.post_ffw_norm.weight", {32}, 0, 128);
+  };
+  EXPECT_EQ(window(gemma2()), 4096);
+  EXPECT_EQ(window(gemma2().u32("gemma2.attention.sliding_window", 8)), 8);
+  EXPECT_EQ(window(gemma2().u32("gemma2.attention.sliding_window", 32'768)), 0);
+}
+
 TEST_F(Gguf, RefusesModelsWeWouldGetWrong) {
   const auto refused = [&](GgufBuilder builder, const char* message) {
     expect_model_error([&] { open(builder); }, message);
@@ -180,6 +200,12 @@ TEST_F(Gguf, RefusesModelsWeWouldGetWrong) {
   refused(small_llama().u32("llama.vocab_size", 5), "'llama.vocab_size'");
   refused(small_llama().text("llama.rope.scaling.type", "longrope"), "'longrope'");
   refused(small_llama().f32("llama.logit_scale", 2), "'llama.logit_scale'");
+  refused(small_llama().tensor("blk.0.attn_q_norm.weight", {16}, 0, 64), "does not use");
+  refused(small_llama().tensor("blk.0.attn_sinks.weight", {2}, 0, 8), "0.attn_sinks.weight'");
+  refused(small_llama().u32("llama.attention.sliding_window", 8), "sliding_window'");
+  refused(small_llama().f32("llama.attn_logit_softcapping", 50), "'llama.attn_logit_softcapping'");
+  refused(small_llama().f32("llama.final_logit_softcapping", 30), "final_logit_softcapping'");
+  refused(small_llama().tensor("rope_factors_long.weight", {8}, 0, 32), "only one of");
   refused(small_llama().u32("tokenizer.ggml.bos_token_id", 4), "bos_token_id");
   refused(small_llama().tensor("blk.0.attn_q.bias", {32}, 0, 128), "self_attn.k_proj.bias");
   refused(small_llama().tensor("output.weight", {32, 5}, 0, 640), "[5, 32]");

@@ -1,5 +1,7 @@
 // Ten thousand damaged copies of each kind of file: refused with an Error or read soundly, never
 // anything else (run under ASan and UBSan in CI).
+#include <fmt/format.h>
+
 #include <random>
 
 #include "engine/model/checkpoint.h"
@@ -76,14 +78,18 @@ TEST(Mutation, Gguf) {
 }
 
 TEST(Mutation, Config) {
-  const std::string whole = read_all("tests/data/tiny-llama-tied/config.json");
-  const int refused = refusals(whole, whole.size(), [&](const std::string& bytes) {
-    const ModelConfig config = parse_hf_config(bytes, "", "m");
-    EXPECT_LE(config.num_layers, ConfigLimits::kLayers);
-    EXPECT_EQ(config.num_heads % config.num_kv_heads, 0);
-  });
-  EXPECT_GT(refused, kRounds / 4);
-  EXPECT_LT(refused, kRounds);
+  for (const char* model : {"tiny-llama-tied", "tiny-gemma3", "tiny-phi3", "tiny-smollm3"}) {
+    const std::string whole = read_all(fmt::format("tests/data/{}/config.json", model));
+    const int refused = refusals(whole, whole.size(), [&](const std::string& bytes) {
+      const ModelConfig config = parse_hf_config(bytes, "", "m");
+      EXPECT_LE(config.num_layers, ConfigLimits::kLayers);
+      EXPECT_EQ(config.layers.size(), static_cast<size_t>(config.num_layers));
+      EXPECT_EQ(config.num_heads % config.num_kv_heads, 0);
+      EXPECT_LE(config.rope.dim, config.head_dim);
+    });
+    EXPECT_GT(refused, kRounds / 4) << model;
+    EXPECT_LT(refused, kRounds) << model;
+  }
 }
 
 }  // namespace

@@ -18,13 +18,15 @@ TEST(Rope, EveryKindEqualsTransformers) {
     SCOPED_TRACE(text);
     const ModelConfig config = parse_hf_config(text, "", "golden");
     const auto max_position = static_cast<int32_t>(c.at("max_position").as_int64());
-    const int32_t half = config.head_dim / 2;
-    std::vector<float> table(static_cast<size_t>(max_position) * config.head_dim);
-    fill_rope_table(config, max_position, table.data());
+    const int32_t dim = config.rope.dim;
+    const int32_t half = dim / 2;
+    ASSERT_EQ(c.at("cos").as_array()[0].as_array().size(), static_cast<size_t>(half));
+    std::vector<float> table(static_cast<size_t>(max_position) * dim);
+    fill_rope_table(config.rope, max_position, table.data());
     const json::array& positions = c.at("positions").as_array();
     for (size_t p = 0; p < positions.size(); ++p) {
       const int64_t position = positions[p].as_int64();
-      const float* row = table.data() + position * config.head_dim;
+      const float* row = table.data() + position * dim;
       // transformers keeps frequencies in fp32, so its angles are off by 2^-24 of themselves and
       // of the few fp32 steps that led to them.
       const double tolerance = 1e-6 + 2e-6 * static_cast<double>(position);
@@ -40,11 +42,11 @@ TEST(Rope, EveryKindEqualsTransformers) {
 }
 
 TEST(Rope, FactorsDivideFrequencies) {
-  ModelConfig config;
-  config.head_dim = 4;
-  config.rope.freq_factors = {1.0f, 4.0f};
+  RopeConfig rope;
+  rope.dim = 4;
+  rope.freq_factors = {1.0f, 4.0f};
   std::vector<float> table(2 * 4);
-  fill_rope_table(config, 2, table.data());
+  fill_rope_table(rope, 2, table.data());
   EXPECT_FLOAT_EQ(table[4], std::cos(1.0f));
   EXPECT_FLOAT_EQ(table[5], std::cos(0.01f / 4));
   EXPECT_FLOAT_EQ(table[7], std::sin(0.01f / 4));

@@ -33,7 +33,8 @@ class GemmTest : public BackendTest {
         return;
       }
       const Buffer space = backend_->device().allocate(cuda::stream_workspace_bytes(), "test");
-      cuda::stream_gemm(device_x.view, device_w.view, device_bias.view, out.view, /*gated=*/false,
+      cuda::stream_gemm(device_x.view, device_w.view, device_bias.view, out.view,
+          /*gate=*/std::nullopt,
           /*adds=*/false, {space.data(), 132}, stream);
     } else {
       cuda::Gemm gemm(stream, "");
