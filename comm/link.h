@@ -83,5 +83,8 @@ InProcessLink make_in_process_link(boost::asio::io_context& io, int rank, LinkEv
 
 // This host's addresses that a peer could dial, most likely first; 127.0.0.1 when `local_only`.
 std::vector<std::string> local_addresses(bool local_only);
+// This host's bridges of containers and virtual machines, by interface name: other hosts have
+// theirs of the same address, so nothing between hosts may go by them.
+std::vector<std::string> local_bridges();
 
 }  // namespace millrace

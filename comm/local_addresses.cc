@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <set>
 #include <string_view>
 
 #include "comm/link.h"
@@ -25,16 +26,28 @@ bool is_link_local(const sockaddr* address) {
          IN6_IS_ADDR_LINKLOCAL(&reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr);
 }
 
+// Null when the system does not tell.
+std::unique_ptr<ifaddrs, void (*)(ifaddrs*)> interfaces() {
+  ifaddrs* list = nullptr;
+  return {getifaddrs(&list) == 0 ? list : nullptr, freeifaddrs};
+}
+
 }  // namespace
+
+std::vector<std::string> local_bridges() {
+  std::set<std::string> names;
+  const auto list = interfaces();
+  for (const ifaddrs* entry = list.get(); entry != nullptr; entry = entry->ifa_next) {
+    if (is_local_bridge(entry->ifa_name)) names.insert(entry->ifa_name);
+  }
+  return {names.begin(), names.end()};
+}
 
 std::vector<std::string> local_addresses(bool local_only) {
   if (local_only) return {"127.0.0.1"};
-  ifaddrs* list = nullptr;
-  if (getifaddrs(&list) != 0) return {"127.0.0.1"};
-  const std::unique_ptr<ifaddrs, void (*)(ifaddrs*)> owner(list, freeifaddrs);
-
+  const auto list = interfaces();
   std::multimap<int, std::string> by_likelihood;  // the least unlikely first
-  for (const ifaddrs* entry = list; entry != nullptr; entry = entry->ifa_next) {
+  for (const ifaddrs* entry = list.get(); entry != nullptr; entry = entry->ifa_next) {
     const sockaddr* address = entry->ifa_addr;
     const bool usable = address != nullptr && (entry->ifa_flags & IFF_UP) != 0 &&
                         (entry->ifa_flags & IFF_LOOPBACK) == 0 &&

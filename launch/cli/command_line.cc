@@ -21,8 +21,8 @@ namespace {
 
 constexpr uint64_t kMaxConfigBytes = 1 << 20;
 // Their values are anybody's text.
-constexpr std::array<std::string_view, 6> kTextFlags = {
-    "--prompt", "-p", "--stop", "--message", "-m", "--system"};
+constexpr std::array<std::string_view, 7> kTextFlags = {
+    "--prompt", "-p", "--stop", "--message", "-m", "--system", "--mpirun-args"};
 
 [[noreturn]] void usage_error(const std::string& sentence) {
   throw Error(ExitCode::kUsage, sentence);

@@ -1,6 +1,7 @@
 #include "launch/cluster/worker_main.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -10,6 +11,7 @@
 #include <memory>
 #include <thread>
 
+#include "comm/link.h"
 #include "comm/mpi_world.h"
 #include "engine/base/log.h"
 #include "engine/base/status.h"
@@ -31,6 +33,12 @@ void set_mpi_defaults() {
     // A rank that spins takes the core that the rank it waits for would run on: an all-reduce of 4
     // ranks on 2 cores takes milliseconds instead of microseconds.
     setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
+  }
+  // Open MPI takes two bridges of one address for a way between their hosts, and waits forever. It
+  // refuses an exclusion beside an inclusion.
+  const std::string bridges = fmt::format("{}", fmt::join(local_bridges(), ","));
+  if (getenv("OMPI_MCA_btl_tcp_if_include") == nullptr && !bridges.empty()) {
+    setenv("OMPI_MCA_btl_tcp_if_exclude", ("127.0.0.0/8,sppp," + bridges).c_str(), 0);
   }
   // Reading another process's memory is refused in most containers.
   setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", /*overwrite=*/0);

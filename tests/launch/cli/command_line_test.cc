@@ -44,6 +44,8 @@ TEST(Normalize, ForeignSpellings) {
           "--tp-size=4", "--max-model-len", "9"}));
   EXPECT_EQ(normalize({"--prompt", "-tp", "--stop", "--a_b", "model_a.gguf"}),
       (Words{"--prompt", "-tp", "--stop", "--a_b", "model_a.gguf"}));
+  EXPECT_EQ(normalize({"--mpirun_args", "--mca plm_rsh_agent a_b"}),
+      (Words{"--mpirun-args", "--mca plm_rsh_agent a_b"}));
 }
 
 TEST(Nearest, OnlyWhatIsNear) {
