@@ -18,6 +18,16 @@ constexpr double kFollow = 0.3;
 constexpr int32_t kMinChunk = 256;
 constexpr int32_t kMinTokens = 128;  // the same with the decode rows beside them, ...
 constexpr int32_t kMinBeside = 32;   // ... but no fewer
+// Rows that a GPU's products take at once: the first row of a tile costs as much as all. (8B on an
+// H100: a step of 336 rows took 21.2 ms, one of 320 18.2.)
+constexpr int32_t kTileRows = 64;
+
+// `count` prompt tokens beside `others`, without those of a tile less than half full, unless fewer
+// than `least` were left.
+int32_t in_whole_tiles(int32_t others, int32_t count, int32_t least) {
+  const int32_t over = (others + count) % kTileRows;
+  return over < kTileRows / 2 && count - over >= least ? count - over : count;
+}
 
 }  // namespace
 
@@ -43,7 +53,8 @@ int32_t Scheduler::prefill_budget(int32_t num_decodes) {
   prompt_share_ += (num_decodes == 0 ? 1 : kFollow) * (share - prompt_share_);
   const int32_t least =
       num_decodes == 0 ? kMinChunk : std::max(kMinBeside, kMinTokens - num_decodes);
-  return std::min(left, std::max(least, static_cast<int32_t>(prompt_share_)));
+  const int32_t wanted = std::min(left, std::max(least, static_cast<int32_t>(prompt_share_)));
+  return in_whole_tiles(num_decodes, wanted, std::min(left, least));
 }
 
 // The longest that a step with prompt tokens may take.
@@ -85,7 +96,8 @@ int32_t Scheduler::fit_chunk(
     const int32_t middle = low + (high - low) / 2;
     (fits(middle) ? low : high) = middle;
   }
-  return low == count ? low : low - low % config_.block_size;
+  if (low == count) return low;
+  return in_whole_tiles(work.tokens(), low - low % config_.block_size, config_.block_size);
 }
 
 bool Scheduler::model_ready() const {

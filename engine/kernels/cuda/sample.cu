@@ -296,8 +296,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // Enough blocks to fill a GPU, of at least two turns of their threads each.
 int64_t scan_cols(int64_t rows, int64_t n) {
-  const int64_t splits = std::clamp<int64_t>(
-      1024 / std::max<int64_t>(rows, 1), 1, std::min<int64_t>(kMaxSplits, (n + 2047) / 2048));
+  const int64_t useful = std::clamp<int64_t>((n + 2047) / 2048, 1, kMaxSplits);
+  const int64_t splits = std::clamp<int64_t>(1024 / std::max<int64_t>(rows, 1), 1, useful);
   return splits * kScanFloats;
 }
 
