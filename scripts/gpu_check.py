@@ -77,7 +77,7 @@ GROUPS = {
     "prefill": [latency(1, 8192, 2, 5), latency(8, 2048, 2, 5)],
     "offline": [throughput(1000, 1024, 128), throughput(1000, 128, 512)],
     "offline-1024": [throughput(1000, 1024, 128)],
-    "offline-large": [throughput(400, 1024, 128)],
+    "offline-large": [throughput(320, 1024, 128)],
 }
 
 
