@@ -107,6 +107,10 @@ class Rank {
     return {};
   }
 
+  // Room on a GPU for what comes after the cache: graphs, and what libraries load and connect when
+  // they are first called.
+  static constexpr int64_t kLaterBytes = int64_t{3} << 29;
+
   static double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
   // What was planned for, beside what the system says is gone.
@@ -164,10 +168,11 @@ class Rank {
 
   uint32_t count_blocks(int64_t bytes_per_block) const {
     const double share = device_.kv_share() / (device_.asynchronous() ? 1 : context_.local_size);
-    const int64_t bytes =
-        config_.kv_cache_bytes > 0
-            ? config_.kv_cache_bytes
-            : static_cast<int64_t>(static_cast<double>(device_.free_bytes()) * share);
+    const int64_t free = device_.free_bytes();
+    const int64_t bytes = config_.kv_cache_bytes > 0
+                              ? config_.kv_cache_bytes
+                              : std::min(static_cast<int64_t>(static_cast<double>(free) * share),
+                                    free - (device_.asynchronous() ? kLaterBytes : 0));
     const int64_t blocks_per_sequence =
         (max_position_ + config_.block_size - 1) / config_.block_size;
     const int64_t blocks =
