@@ -68,9 +68,11 @@ class Device {
   // libraries and graphs took. 0 on the CPU.
   virtual int64_t used_bytes() const { return 0; }
 
+  // A quantized one has the room of its packed form.
   Tensor tensor(DType dtype, std::initializer_list<int64_t> shape, const std::string& what) {
     TensorView view(nullptr, dtype, shape);
-    Buffer buffer = allocate(dtype_bytes(dtype, view.count()), what);
+    const int64_t cols = view.cols();
+    Buffer buffer = allocate(held_bytes(dtype, cols == 0 ? 0 : view.count() / cols, cols), what);
     view.data = buffer.data();
     return {view, buffer};
   }

@@ -42,6 +42,7 @@ struct DTypeInfo {
   std::string_view name;
   int block_size;
   int block_bytes;
+  int packed_bytes = block_bytes;  // a block's share of a packed matrix
 };
 
 constexpr DTypeInfo dtype_info(DType dtype) {
@@ -56,10 +57,10 @@ constexpr DTypeInfo dtype_info(DType dtype) {
     case DType::kQ5_0: return {"q5_0", 32, 22};
     case DType::kQ5_1: return {"q5_1", 32, 24};
     case DType::kIq4Nl: return {"iq4_nl", 32, 18};
-    case DType::kQ2K: return {"q2_k", 256, 84};
-    case DType::kQ3K: return {"q3_k", 256, 110};
-    case DType::kQ4K: return {"q4_k", 256, 144};
-    case DType::kQ5K: return {"q5_k", 256, 176};
+    case DType::kQ2K: return {"q2_k", 256, 84, 100};
+    case DType::kQ3K: return {"q3_k", 256, 110, 114};
+    case DType::kQ4K: return {"q4_k", 256, 144, 148};
+    case DType::kQ5K: return {"q5_k", 256, 176, 180};
     case DType::kQ6K: return {"q6_k", 256, 210};
   }
   return {"?", 1, 0};
@@ -71,6 +72,17 @@ constexpr bool is_quantized(DType dtype) { return dtype_info(dtype).block_size >
 constexpr int64_t dtype_bytes(DType dtype, int64_t count) {
   const DTypeInfo info = dtype_info(dtype);
   return count / info.block_size * info.block_bytes;
+}
+
+// The CPU multiplies by quantized matrices packed in groups of so many rows (Ops::pack_weights).
+inline constexpr int kPackedRows = 16;
+
+// What a matrix takes in memory: packed, if it is quantized.
+constexpr int64_t held_bytes(DType dtype, int64_t rows, int64_t cols) {
+  if (!is_quantized(dtype)) return dtype_bytes(dtype, rows * cols);
+  const DTypeInfo info = dtype_info(dtype);
+  return (rows + kPackedRows - 1) / kPackedRows * kPackedRows * (cols / info.block_size) *
+         info.packed_bytes;
 }
 
 // As f32, f16 or bf16, rounded to nearest even. Out of range is infinity; NaN stays NaN.

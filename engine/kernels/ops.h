@@ -136,6 +136,9 @@ class Ops {
   virtual void begin_step(const StepHeader* step, const int32_t* arrived, const SlotState& slots,
       const StepArrays& arrays, const BatchView& batch, const AttentionShape& shape) = 0;
 
+  // Makes of a matrix as files store it, in memory of Device::tensor, what linear() and embed()
+  // read. Once for each that is loaded; a view of it is then of all its rows and columns.
+  virtual void pack_weights(const TensorView& /*w*/) {}
   // out[t] = scale * table[ids[t] - first_id], or zeros when the id lies outside this shard's rows.
   // table: [rows, H] any dtype; out: act [T, H], rounded once.
   virtual void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table,
@@ -212,7 +215,7 @@ class Ops {
 };
 
 // `pool` outlives the result. Picks AVX-512, AVX2 or scalar kernels by what the CPU has;
-// cpu_kernel_name() says which ("avx512", "avx2", "scalar").
+// cpu_kernel_name() says which ("avx512vnni", "avx512", "avx2", "scalar").
 std::unique_ptr<Ops> make_cpu_ops(ThreadPool& pool);
 const char* cpu_kernel_name();
 

@@ -56,6 +56,7 @@ Decoder::Decoder(const Checkpoint& checkpoint, const Stage& stage, const Decoder
   }
   load_vocabulary(loader, stage);
   loader.load();
+  for (const TensorView& matrix : loader.matrices()) ops.pack_weights(matrix);
   weight_bytes_ = loader.bytes();
 
   // As transformers does, which multiplies by the factor in the model's dtype.

@@ -79,12 +79,15 @@ WeightLoader::WeightLoader(
 
 Tensor WeightLoader::vector(const std::string& name, Range range, float add) {
   Tensor tensor = device_.tensor(DType::kF32, {range.size}, name);
+  bytes_ += tensor.buffer.bytes();
   this->add(name, range, {0, 1}, tensor.view, add);
   return tensor;
 }
 
 Tensor WeightLoader::matrix(const std::string& name, Range rows, Range cols) {
   Tensor tensor = device_.tensor(held_dtype(name, cols), {rows.size, cols.size}, name);
+  matrices_.push_back(tensor.view);
+  bytes_ += tensor.buffer.bytes();
   add(name, rows, cols, tensor.view);
   return tensor;
 }
@@ -116,6 +119,8 @@ Linear WeightLoader::linear(std::span<const LinearSlice> slices) {
     if (with_bias) {
       part.bias = device_.tensor(device_.activation_dtype(), {rows}, slices[first].name + ".bias");
     }
+    matrices_.push_back(part.weight.view);
+    bytes_ += part.weight.buffer.bytes() + part.bias.buffer.bytes();
     int64_t row = 0;
     for (const LinearSlice& slice : slices.subspan(first, end - first)) {
       CHECK(slice.cols == slices[first].cols, "matrices side by side share their input");
@@ -138,7 +143,6 @@ void WeightLoader::add(
     const std::string& name, Range rows, Range cols, const TensorView& to, float add) {
   const TensorInfo* info = checkpoint_.find(name);
   CHECK(info != nullptr, "{} passed the shape check and is gone", name);
-  bytes_ += dtype_bytes(to.dtype, to.count());
   // A vector is one line, whose columns are asked for as rows.
   if (info->shape.size() == 1) {
     slices_.push_back(

@@ -73,6 +73,8 @@ class WeightLoader {
   // model. Throws Error.
   void load();
 
+  // What the loaded matrices are; Ops::pack_weights has still to see each.
+  const std::vector<TensorView>& matrices() const { return matrices_; }
   int64_t bytes() const { return bytes_; }
 
  private:
@@ -93,6 +95,7 @@ class WeightLoader {
   Device& device_;
   std::function<void()> on_tensor_;
   std::vector<Slice> slices_;
+  std::vector<TensorView> matrices_;
   int64_t bytes_ = 0;
 };
 

@@ -58,6 +58,19 @@ class CpuOps final : public Ops {
     millrace::begin_step(*step, arrived, slots, arrays, batch);
   }
 
+  void pack_weights(const TensorView& w) override {
+    if (!is_quantized(w.dtype)) return;
+    check_weights(w);
+    const std::vector<uint8_t> stored(w.data, w.data + w.rows() * w.stride);
+    const int64_t group_bytes = held_bytes(w.dtype, kPackedRows, w.cols());
+    const int64_t groups = (w.rows() + kPackedRows - 1) / kPackedRows;
+    run(groups, w.count(), [&](int64_t g) {
+      pack_group(stored.data() + g * kPackedRows * w.stride, w.stride,
+          std::min<int64_t>(kPackedRows, w.rows() - g * kPackedRows), w.dtype, w.cols(),
+          w.data + g * group_bytes);
+    });
+  }
+
   void embed(std::span<const int32_t> ids, int32_t first_id, const TensorView& table, float scale,
       const TensorView& out) override {
     const auto tokens = static_cast<int64_t>(ids.size());
@@ -68,10 +81,14 @@ class CpuOps final : public Ops {
       auto* to = out.row_as<float>(t);
       if (row < 0 || row >= table.rows()) {
         std::fill_n(to, table.cols(), 0.0f);
+      } else if (is_quantized(table.dtype)) {
+        widen_packed(
+            table.data + row / kPackedRows * held_bytes(table.dtype, kPackedRows, table.cols()),
+            table.dtype, table.cols(), row % kPackedRows, to);
       } else {
         kernels_.widen(table.row(row), table.dtype, table.cols(), to);
-        for (int64_t i = 0; scale != 1 && i < table.cols(); ++i) to[i] *= scale;
       }
+      for (int64_t i = 0; scale != 1 && i < table.cols(); ++i) to[i] *= scale;
     });
   }
 
@@ -141,6 +158,8 @@ class CpuOps final : public Ops {
         "[{}, {}] x [{}, {}] -> [{}, {}]", rows, x.cols(), outputs, w.cols(), out.rows(),
         out.cols());
     CHECK(bias.data == nullptr || is_vector(bias, outputs));
+    if (rows == 0 || outputs == 0) return;
+    if (is_quantized(w.dtype)) return block_linear(x, w, bias, out);
     LinearArgs args;
     args.rows = rows;
     args.x_stride = float_stride(x);
@@ -150,7 +169,6 @@ class CpuOps final : public Ops {
     args.w_dtype = w.dtype;
     args.bias = bias.as<float>();
     args.out_stride = float_stride(out);
-    if (rows == 0 || outputs == 0) return;
     const bool panels = rows > kStreamRows;
     const int64_t range = panels ? panel_outputs(args.k) : stream_outputs(outputs);
     const int64_t row_range = panels ? kRowsPerTask : rows;
@@ -324,13 +342,48 @@ class CpuOps final : public Ops {
     });
   }
 
+  // x as integers first, then ranges of rows and groups of outputs.
+  void block_linear(
+      const TensorView& x, const TensorView& w, const TensorView& bias, const TensorView& out) {
+    const int64_t rows = x.rows();
+    const int64_t k = w.cols();
+    const int step = block_format(w.dtype).step;
+    x_codes_.resize(static_cast<size_t>(rows * k));
+    x_scales_.resize(static_cast<size_t>(rows * (k / 32)));
+    x_sums_.resize(static_cast<size_t>(rows * (k / step)));
+    for_rows(rows, 2 * k, [&](int64_t m) {
+      kernels_.quantize_row(x.row_as<float>(m), k, step, x_codes_.data() + m * k,
+          x_scales_.data() + m * (k / 32), x_sums_.data() + m * (k / step));
+    });
+    const int64_t range = stream_outputs(w.rows());
+    const int64_t ranges = (w.rows() + range - 1) / range;
+    const int64_t row_ranges = (rows + kRowsPerTask - 1) / kRowsPerTask;
+    run(ranges * row_ranges, rows * w.rows() * k / 4, [&](int64_t task) {
+      const int64_t first = task / ranges * kRowsPerTask;
+      BlockLinearArgs part;
+      part.x = x_codes_.data() + first * k;
+      part.scale = x_scales_.data() + first * (k / 32);
+      part.sum = x_sums_.data() + first * (k / step);
+      part.rows = std::min(kRowsPerTask, rows - first);
+      part.k = k;
+      part.w = w.data;
+      part.w_dtype = w.dtype;
+      part.n_begin = task % ranges * range;
+      part.n_end = std::min(part.n_begin + range, w.rows());
+      part.bias = bias.as<float>();
+      part.out = out.row_as<float>(first);
+      part.out_stride = float_stride(out);
+      kernels_.block_linear(part);
+    });
+  }
+
   static int64_t panel_outputs(int64_t k) {
     return std::max<int64_t>(4, kPanelFloats / padded_k(k) / 4 * 4);
   }
   // A few ranges a thread: even when one of them is slowed down by a neighbour.
   int64_t stream_outputs(int64_t outputs) const {
     const int64_t ranges = 4 * pool_.num_threads();
-    return std::max<int64_t>(4, (outputs / ranges + 3) / 4 * 4);
+    return std::max<int64_t>(1, (outputs / ranges + kPackedRows - 1) / kPackedRows) * kPackedRows;
   }
 
   static void check_batch(const TensorView& q, const AttentionShape& shape, const BatchView& batch,
@@ -378,6 +431,8 @@ class CpuOps final : public Ops {
   ThreadPool& pool_;
   const CpuKernels& kernels_;
   std::vector<AttentionTask> tasks_;  // of the attention in progress
+  std::vector<int16_t> x_codes_;      // of the product in progress
+  std::vector<float> x_scales_, x_sums_;
   std::vector<int32_t> sequence_of_;  // [T] of the rope in progress
 };
 
@@ -393,7 +448,11 @@ void widen_rows(const TensorView& from, float* to) {
   const int64_t cols = from.rank == 1 ? from.shape[0] : from.count() / std::max<int64_t>(rows, 1);
   CHECK(cols % dtype_info(from.dtype).block_size == 0);
   for (int64_t r = 0; r < rows; ++r) {
-    cpu_kernel_levels().front()->widen(from.row(r), from.dtype, cols, to + r * cols);
+    if (is_quantized(from.dtype)) {
+      widen_blocks(from.row(r), from.dtype, cols, to + r * cols);
+    } else {
+      cpu_kernel_levels().front()->widen(from.row(r), from.dtype, cols, to + r * cols);
+    }
   }
 }
 

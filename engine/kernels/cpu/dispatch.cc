@@ -12,6 +12,7 @@ std::span<const CpuKernels* const> cpu_kernel_levels() {
                       __builtin_cpu_supports("f16c");
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+      if (__builtin_cpu_supports("avx512vnni")) found.push_back(&kernels_avx512_vnni());
       found.push_back(&kernels_avx512());
     }
     if (avx2) found.push_back(&kernels_avx2());

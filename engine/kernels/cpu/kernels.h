@@ -5,11 +5,11 @@
 
 #include <cstdint>
 
-#include "engine/core/dtype.h"
+#include "engine/kernels/cpu/blocks.h"
 
 namespace millrace {
 
-// out[m, n] = x[m] · w[n] (+ bias[n]) for m < rows and n in [n_begin, n_end).
+// out[m, n] = x[m] · w[n] (+ bias[n]) for m < rows and n in [n_begin, n_end). w: plain.
 struct LinearArgs {
   const float* x = nullptr;
   int64_t x_stride = 0;  // floats
@@ -34,6 +34,23 @@ constexpr int64_t padded_k(int64_t k) { return (k + kUnpackStep - 1) / kUnpackSt
 constexpr int64_t panel_floats(int64_t outputs, int64_t k) {
   return (outputs + 3) / 4 * 4 * padded_k(k);
 }
+
+// The same with x as quantize_row made it and w packed (blocks.h); n_begin is a multiple of
+// kPackedRows.
+struct BlockLinearArgs {
+  const int16_t* x = nullptr;    // [rows, k]
+  const float* scale = nullptr;  // [rows, k / 32]
+  const float* sum = nullptr;    // [rows, k / step]
+  int64_t rows = 0;
+  int64_t k = 0;
+  const uint8_t* w = nullptr;  // the first group
+  DType w_dtype = DType::kF32;
+  int64_t n_begin = 0;
+  int64_t n_end = 0;
+  const float* bias = nullptr;  // or null
+  float* out = nullptr;         // element [0, 0]
+  int64_t out_stride = 0;       // floats
+};
 
 // Attention of `tokens` consecutive rows of one sequence and `heads` query heads of one KV head.
 struct AttentionArgs {
@@ -65,7 +82,10 @@ constexpr int64_t attention_scratch_floats(int64_t rows, int64_t head_dim) {
 struct CpuKernels {
   const char* name;
   void (*linear)(const LinearArgs& args);
-  // `n` elements of a stored row as fp32.
+  // x [k] as 16-bit integers q [k] with a scale per 32, and the sum of q per `step`.
+  void (*quantize_row)(const float* x, int64_t k, int step, int16_t* q, float* scale, float* sum);
+  void (*block_linear)(const BlockLinearArgs& args);
+  // `n` elements of a stored row of a plain type as fp32.
   void (*widen)(const uint8_t* row, DType dtype, int64_t n, float* out);
   // out = x / rms(x) * weight.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
@@ -82,6 +102,7 @@ struct CpuKernels {
   double (*scaled_exp)(const float* x, int64_t n, float max, float factor, float* y, float* w);
 };
 
+const CpuKernels& kernels_avx512_vnni();
 const CpuKernels& kernels_avx512();
 const CpuKernels& kernels_avx2();
 const CpuKernels& kernels_portable();

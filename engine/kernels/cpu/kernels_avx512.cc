@@ -9,14 +9,15 @@
 #include "engine/kernels/cpu/math_body.h"
 
 #include "engine/kernels/cpu/attention_body.h"
+#include "engine/kernels/cpu/block_linear_body.h"
 #include "engine/kernels/cpu/linear_body.h"
 #include "engine/kernels/cpu/rows_body.h"
 
 namespace millrace {
 
 const CpuKernels& kernels_avx512() {
-  static constexpr CpuKernels kTable = {kLevelName, linear, widen, rms_norm, add, gate_mul,
-      soft_cap, rope, attention, finite_max, scaled_exp};
+  static constexpr CpuKernels kTable = {kLevelName, linear, quantize_row, block_linear, widen,
+      rms_norm, add, gate_mul, soft_cap, rope, attention, finite_max, scaled_exp};
   return kTable;
 }
 

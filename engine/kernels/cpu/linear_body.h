@@ -1,6 +1,6 @@
-// Matrix products over stored weights. Each output has one vector accumulator: lane l adds the
-// products of k = l, l + W, l + 2W, ... in that order, and the lanes are summed by one fixed tree.
-// Nothing else enters an output, so its bits do not depend on tile, range or path.
+// Matrix products over plain weights as they are stored. Each output has one vector accumulator:
+// lane l adds the products of k = l, l + W, l + 2W, ... in that order, and the lanes are summed by
+// one fixed tree. Nothing else enters an output, so its bits do not depend on tile, range or path.
 #pragma once
 
 namespace millrace {
@@ -30,30 +30,6 @@ struct WeightBF16 {
     for (int i = 0; i < kStepVecs; ++i) out[i] = vec_load_bf16(p + i * kWidth * 2);
   }
 };
-struct WeightQ8_0 {
-  static constexpr int kBytes = 34;
-  static void unpack(const uint8_t* p, Vec* out) {
-    const Vec scale = vec_set(half_to_float(p));
-    for (int i = 0; i < kStepVecs; ++i) out[i] = vec_load_i8(p + 2 + i * kWidth) * scale;
-  }
-};
-struct WeightQ4_0 {
-  static constexpr int kBytes = 18;
-  static void unpack(const uint8_t* p, Vec* out) {
-    const float scale = half_to_float(p);
-    unpack_nibbles(p + 2, scale, -8 * scale, out);
-  }
-};
-struct WeightQ4_1 {
-  static constexpr int kBytes = 20;
-  static void unpack(const uint8_t* p, Vec* out) {
-    unpack_nibbles(p + 4, half_to_float(p), half_to_float(p + 2), out);
-  }
-};
-static_assert(WeightQ8_0::kBytes == dtype_bytes(DType::kQ8_0, kUnpackStep));
-static_assert(WeightQ4_0::kBytes == dtype_bytes(DType::kQ4_0, kUnpackStep));
-static_assert(WeightQ4_1::kBytes == dtype_bytes(DType::kQ4_1, kUnpackStep));
-
 // The last `n` < kUnpackStep weights of a plain type, then zeros.
 template <typename Weight>
 inline void unpack_tail(const uint8_t* p, int64_t n, Vec* out) {
@@ -217,10 +193,7 @@ void linear(const LinearArgs& a) {
     case DType::kF32: return linear_as<WeightF32>(a);
     case DType::kF16: return linear_as<WeightF16>(a);
     case DType::kBF16: return linear_as<WeightBF16>(a);
-    case DType::kQ8_0: return linear_as<WeightQ8_0>(a);
-    case DType::kQ4_0: return linear_as<WeightQ4_0>(a);
-    case DType::kQ4_1: return linear_as<WeightQ4_1>(a);
-    default: return;  // refused by CpuOps
+    default: return;  // quantized: block_linear
   }
 }
 
@@ -229,10 +202,7 @@ void widen(const uint8_t* row, DType dtype, int64_t n, float* out) {
     case DType::kF32: return widen_as<WeightF32>(row, n, out);
     case DType::kF16: return widen_as<WeightF16>(row, n, out);
     case DType::kBF16: return widen_as<WeightBF16>(row, n, out);
-    case DType::kQ8_0: return widen_as<WeightQ8_0>(row, n, out);
-    case DType::kQ4_0: return widen_as<WeightQ4_0>(row, n, out);
-    case DType::kQ4_1: return widen_as<WeightQ4_1>(row, n, out);
-    default: return;  // refused by widen_rows
+    default: return;  // quantized: widen_blocks
   }
 }
 

@@ -13,7 +13,8 @@ namespace {
 
 constexpr const char* kLevelName = "avx2";
 constexpr int kWidth = 8;
-constexpr int kTileRows = 3;   // x 4 outputs = 12 accumulators of 16 registers
+constexpr int kTileRows = 3;  // x 4 outputs = 12 accumulators of 16 registers
+constexpr int kBlockRows = 4;
 constexpr int kValueRows = 2;  // heads that share a load of V: 2 x 4 accumulators
 
 struct Vec {
@@ -65,11 +66,6 @@ inline Vec vec_sums(const Vec* v) {
   return {_mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))};
 }
 
-inline float half_to_float(const uint8_t* p) {
-  uint16_t bits;
-  std::memcpy(&bits, p, 2);
-  return _cvtsh_ss(bits);
-}
 inline Vec vec_load_f16(const uint8_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
@@ -81,19 +77,22 @@ inline Vec vec_load_i8(const uint8_t* p) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
 }
-inline void unpack_nibbles(const uint8_t* p, float scale, float offset, Vec* out) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  const __m128i mask = _mm_set1_epi8(15);
-  const __m128i low = _mm_and_si128(bytes, mask);
-  const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
-  const __m128i parts[4] = {
-      low, _mm_unpackhi_epi64(low, low), high, _mm_unpackhi_epi64(high, high)};
-  const __m256 s = _mm256_set1_ps(scale);
-  const __m256 o = _mm256_set1_ps(offset);
-  for (int i = 0; i < 4; ++i) {
-    const __m256 q = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(parts[i]));
-    out[i] = {_mm256_fmadd_ps(q, s, o)};
-  }
+inline void vec_store_i16(int16_t* p, Vec a) {
+  const __m256i wide = _mm256_cvtps_epi32(a.v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+      _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
+}
+
+using Words256 = uint16_t __attribute__((vector_size(32)));
+using Sums256 = int32_t __attribute__((vector_size(32)));
+inline Sums256 add_pairs(Sums256 sum, Words256 a, Sums256 b) {
+  return sum + reinterpret_cast<Sums256>(
+                   _mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+inline Words256 lookup_words(Words256 codes, const int* table) {
+  Words256 words;
+  for (int i = 0; i < 16; ++i) words[i] = static_cast<uint16_t>(table[i]);
+  return __builtin_shuffle(words, codes);
 }
 
 }  // namespace

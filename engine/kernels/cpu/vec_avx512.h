@@ -1,6 +1,6 @@
-// Sixteen floats in an AVX-512 register (F, BW, VL, DQ). Included only by kernels_avx512.cc, which
-// is compiled with those instructions: everything here is unnamed, so that no other file can link
-// a function of this one.
+// Sixteen floats in an AVX-512 register (F, BW, VL, DQ). Included only by kernels_avx512.cc and
+// kernels_avx512_vnni.cc, which are compiled with those instructions: everything here is unnamed,
+// so that no other file can link a function of this one.
 #pragma once
 
 #include <immintrin.h>
@@ -11,10 +11,15 @@
 namespace millrace {
 namespace {
 
+#if defined(__AVX512VNNI__)
+constexpr const char* kLevelName = "avx512vnni";
+#else
 constexpr const char* kLevelName = "avx512";
+#endif
 constexpr int kWidth = 16;
-constexpr int kTileRows = 6;   // x 4 outputs = 24 accumulators of 32 registers
-constexpr int kValueRows = 4;  // heads that share a load of V: 4 x 4 accumulators
+constexpr int kTileRows = 6;    // x 4 outputs = 24 accumulators of 32 registers
+constexpr int kBlockRows = 12;  // of a tile over packed weights: 12 integer and 12 float sums
+constexpr int kValueRows = 4;   // heads that share a load of V: 4 x 4 accumulators
 
 struct Vec {
   __m512 v;
@@ -79,11 +84,6 @@ inline Vec vec_sums(const Vec* v) {
   return {add_lane_pairs(add_lane_pairs(a, b), add_lane_pairs(c, d))};
 }
 
-inline float half_to_float(const uint8_t* p) {
-  uint16_t bits;
-  std::memcpy(&bits, p, 2);
-  return _cvtsh_ss(bits);
-}
 inline Vec vec_load_f16(const uint8_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
@@ -96,14 +96,30 @@ inline Vec vec_load_i8(const uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
 }
-// out[0..31] = scale * nibble + offset; the 16 bytes hold elements 0..15 low, 16..31 high.
-inline void unpack_nibbles(const uint8_t* p, float scale, float offset, Vec* out) {
-  const __m512 iota = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512 values = _mm512_fmadd_ps(iota, _mm512_set1_ps(scale), _mm512_set1_ps(offset));
-  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  // The permutation looks at the low four bits of each index only: a table of the 16 weights.
-  out[0] = {_mm512_permutexvar_ps(bytes, values)};
-  out[1] = {_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), values)};
+// Whole numbers of 16 bits.
+inline void vec_store_i16(int16_t* p, Vec a) {
+  _mm256_storeu_si256(
+      reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a.v)));
+}
+
+using Words512 = uint16_t __attribute__((vector_size(64)));
+using Sums512 = int32_t __attribute__((vector_size(64)));
+// Per 32-bit lane: sum + a's even word * b's + a's odd word * b's.
+inline Sums512 add_pairs(Sums512 sum, Words512 a, Sums512 b) {
+  const auto words = reinterpret_cast<__m512i>(a);
+  const auto pairs = reinterpret_cast<__m512i>(b);
+#if defined(__AVX512VNNI__)
+  return reinterpret_cast<Sums512>(
+      _mm512_dpwssd_epi32(reinterpret_cast<__m512i>(sum), words, pairs));
+#else
+  return sum + reinterpret_cast<Sums512>(_mm512_madd_epi16(words, pairs));
+#endif
+}
+// table[codes], codes < 16.
+inline Words512 lookup_words(Words512 codes, const int* table) {
+  Words512 words;
+  for (int i = 0; i < 32; ++i) words[i] = static_cast<uint16_t>(table[i % 16]);
+  return __builtin_shuffle(words, codes);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@ namespace {
 constexpr const char* kLevelName = "scalar";
 constexpr int kWidth = 4;
 constexpr int kTileRows = 3;
+constexpr int kBlockRows = 4;
 constexpr int kValueRows = 2;
 
 using Float4 = float __attribute__((vector_size(16)));
@@ -103,13 +104,22 @@ inline Vec vec_load_i8(const uint8_t* p) {
   std::memcpy(q, p, sizeof(q));
   return {__builtin_convertvector((Int4{q[0], q[1], q[2], q[3]}), Float4)};
 }
-inline void unpack_nibbles(const uint8_t* p, float scale, float offset, Vec* out) {
+inline void vec_store_i16(int16_t* p, Vec a) {
+  for (int i = 0; i < 4; ++i) p[i] = static_cast<int16_t>(a.v[i]);
+}
+
+using Words128 = uint16_t __attribute__((vector_size(16)));
+inline Int4 add_pairs(Int4 sum, Words128 a, Int4 b) {
+  const auto words = reinterpret_cast<Int4>(a);
+  return sum + (words << 16 >> 16) * (b << 16 >> 16) + (words >> 16) * (b >> 16);
+}
+inline Words128 lookup_words(Words128 codes, const int* table) {
+  Words128 low, high;
   for (int i = 0; i < 8; ++i) {
-    const uint8_t* b = p + 4 * (i % 4);
-    const int shift = i < 4 ? 0 : 4;
-    const Int4 q = (Int4{b[0], b[1], b[2], b[3]} >> shift) & 15;
-    out[i] = vec_fma({__builtin_convertvector(q, Float4)}, vec_set(scale), vec_set(offset));
+    low[i] = static_cast<uint16_t>(table[i]);
+    high[i] = static_cast<uint16_t>(table[8 + i]);
   }
+  return __builtin_shuffle(low, high, codes);
 }
 
 }  // namespace

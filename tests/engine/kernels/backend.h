@@ -96,9 +96,11 @@ class TestBackend {
     return to;
   }
   Tensor upload(const reference::Matrix& from) { return upload(from, act()); }
+  // As a loaded matrix lies on the device.
   Tensor upload(const reference::Weights& from) {
     Tensor to = device_->tensor(from.dtype, {from.rows, from.cols}, "test");
     device_->copy_to_device(to.view.data, from.bytes);
+    make_ops()->pack_weights(to.view);
     return to;
   }
   // One row as a tensor of rank 1.

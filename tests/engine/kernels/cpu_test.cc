@@ -34,7 +34,11 @@ TEST_P(CpuKernelsTest, UnpacksExactly) {
       std::vector<float> got(static_cast<size_t>(k) + 1);
       for (int64_t r = 0; r < 3; ++r) {
         got.back() = -77;
-        GetParam()->widen(w.row(r), dtype, k, got.data());
+        if (is_quantized(dtype)) {
+          widen_blocks(w.row(r), dtype, k, got.data());
+        } else {
+          GetParam()->widen(w.row(r), dtype, k, got.data());
+        }
         for (int64_t i = 0; i < k; ++i) {
           const auto want = static_cast<float>(reference::weight_value(w.row(r), dtype, i));
           ASSERT_EQ(got[static_cast<size_t>(i)], want) << dtype_info(dtype).name << " at " << i;

@@ -39,7 +39,7 @@ class LinearTest : public BackendTest {
           ASSERT_NEAR(got[with_bias].row(i)[j], want.value + offset,
               backend_->error(
                   want.value + offset, want.magnitude + std::abs(offset), 1e-6, out_dtype) +
-                  1e-30)
+                  (is_quantized(w.dtype) ? want.sixteen : 0) + 1e-30)
               << dtype_info(w.dtype).name << " to " << dtype_info(out_dtype).name << " m " << m
               << " n " << w.rows << " k " << w.cols << " at " << i << "," << j;
         }
@@ -55,7 +55,8 @@ struct Shape {
 TEST_P(LinearTest, MatchesReferenceForEveryTypeAndShape) {
   const Shape shapes[] = {{1, 1, 32}, {1, 5, 64}, {2, 3, 96}, {3, 7, 576}, {4, 64, 64}, {5, 6, 32},
       {6, 4, 1536}, {7, 130, 96}, {37, 9, 64}, {200, 5, 64}, {1, 200, 576}, {11, 67, 160},
-      {1, 3, 1}, {5, 5, 17}, {2, 9, 33}, {8, 3, 100}, {1, 6, 63}, {300, 33, 40}};
+      {1, 3, 1}, {5, 5, 17}, {2, 9, 33}, {8, 3, 100}, {1, 6, 63}, {300, 33, 40}, {1, 40, 512},
+      {4, 17, 256}, {29, 33, 768}};
   for (const DType dtype : weight_types()) {
     for (const auto& [m, n, k] : shapes) {
       if (k % dtype_info(dtype).block_size != 0) continue;
@@ -176,7 +177,9 @@ TEST_P(LinearTest, StridedRowsTouchNothingElse) {
             continue;
           }
           const reference::Dot want = reference::dot(wide.row(i) + begin, row);
-          ASSERT_NEAR(got.row(i)[j], want.value, backend_->error(want.value, want.magnitude, 1e-6))
+          ASSERT_NEAR(got.row(i)[j], want.value,
+              backend_->error(want.value, want.magnitude, 1e-6) +
+                  (is_quantized(dtype) ? want.sixteen : 0))
               << "m " << m << " of " << width << " from " << begin;
         }
       }

@@ -15,8 +15,9 @@
 
 namespace millrace::reference {
 
-inline constexpr DType kWeightTypes[] = {
-    DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_1};
+inline constexpr DType kWeightTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0,
+    DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kIq4Nl, DType::kQ2K, DType::kQ3K,
+    DType::kQ4K, DType::kQ5K, DType::kQ6K};
 
 inline double half_value(const uint8_t* p) {
   const int bits = p[0] | p[1] << 8;
@@ -28,12 +29,48 @@ inline double half_value(const uint8_t* p) {
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
+// Element i of a block of 256, type by type as dequantize_row_* of ggml-quants.c walks it.
+inline double superblock_value(const uint8_t* b, DType dtype, int i) {
+  const int n = i / 128, l = i % 32, quarter = i % 128 / 32, chunk = i / 64;
+  if (dtype == DType::kQ2K) {
+    const int scale = b[i / 16];
+    const int q = b[16 + 32 * n + l] >> 2 * quarter & 3;
+    return half_value(b + 80) * (scale & 15) * q - half_value(b + 82) * (scale >> 4);
+  }
+  if (dtype == DType::kQ3K) {
+    const uint8_t* s = b + 96;
+    const int j = i / 16;
+    const int low = j < 8 ? s[j] & 15 : s[j - 8] >> 4;
+    const int high = s[8 + j % 4] >> 2 * (j / 4) & 3;
+    const int q = (b[32 + 32 * n + l] >> 2 * quarter & 3) - ((b[l] >> (i / 32) & 1) != 0 ? 0 : 4);
+    return half_value(b + 108) * ((low | high << 4) - 32) * q;
+  }
+  if (dtype == DType::kQ6K) {
+    const int byte = b[64 * n + l + (quarter % 2 != 0 ? 32 : 0)];
+    const int low = quarter < 2 ? byte & 15 : byte >> 4;
+    const int high = b[128 + 32 * n + l] >> 2 * quarter & 3;
+    return half_value(b + 208) * static_cast<int8_t>(b[192 + i / 16]) * ((low | high << 4) - 32);
+  }
+  const bool five = dtype == DType::kQ5K;
+  const uint8_t* s = b + 4;
+  const int j = i / 32;
+  const int scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | (s[j - 4] >> 6) << 4;
+  const int minimum = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | (s[j] >> 6) << 4;
+  const int byte = b[(five ? 48 : 16) + 32 * chunk + l];
+  const int fifth = five ? (b[16 + l] >> j & 1) * 16 : 0;
+  const int q = (i % 64 < 32 ? byte & 15 : byte >> 4) + fifth;
+  return half_value(b) * scale * q - half_value(b + 2) * minimum;
+}
+
 // Element k of a stored row.
 inline double weight_value(const uint8_t* row, DType dtype, int64_t k) {
   const DTypeInfo info = dtype_info(dtype);
   const uint8_t* block = row + k / info.block_size * info.block_bytes;
   const auto i = static_cast<int>(k % info.block_size);
   const auto nibble = [&](const uint8_t* q) { return i < 16 ? q[i] & 15 : q[i - 16] >> 4; };
+  const auto fifth = [&](const uint8_t* bits) { return (bits[i / 8] >> i % 8 & 1) * 16; };
+  constexpr int kTable[] = {
+      -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
   switch (dtype) {
     case DType::kF32: {
       float f;
@@ -50,7 +87,12 @@ inline double weight_value(const uint8_t* row, DType dtype, int64_t k) {
     case DType::kQ8_0: return half_value(block) * static_cast<int8_t>(block[2 + i]);
     case DType::kQ4_0: return half_value(block) * (nibble(block + 2) - 8);
     case DType::kQ4_1: return half_value(block) * nibble(block + 4) + half_value(block + 2);
-    default: break;
+    case DType::kQ5_0: return half_value(block) * ((nibble(block + 6) | fifth(block + 2)) - 16);
+    case DType::kQ5_1:
+      return half_value(block) * (nibble(block + 8) | fifth(block + 4)) + half_value(block + 2);
+    case DType::kIq4Nl: return half_value(block) * kTable[nibble(block + 2)];
+    case DType::kI32: return NAN;
+    default: return superblock_value(block, dtype, i);
   }
   return NAN;
 }
@@ -76,7 +118,7 @@ inline void store(float value, DType dtype, uint8_t* to) {
 }
 inline float rounded(float value, DType dtype) {
   if (dtype == DType::kF32) return value;
-  uint8_t stored[32] = {};
+  uint8_t stored[256] = {};
   store(value, dtype, stored);
   return static_cast<float>(weight_value(stored, dtype, 0));
 }
@@ -142,8 +184,16 @@ class Random {
       std::memcpy(
           p, reinterpret_cast<const uint8_t*>(&f) + (4 - bytes), static_cast<size_t>(bytes));
     } else {
-      put_half(p, dtype == DType::kF16 ? 15 : 9);
-      if (dtype == DType::kQ4_1) put_half(p + 2, 13);
+      switch (dtype) {
+        case DType::kF16: return put_half(p, 15);
+        case DType::kQ2K: put_half(p + 80, 8); return put_half(p + 82, 9);
+        case DType::kQ3K: return put_half(p + 108, 6);
+        case DType::kQ4K:
+        case DType::kQ5K: put_half(p, 5); return put_half(p + 2, 7);
+        case DType::kQ6K: return put_half(p + 208, 2);
+        default: put_half(p, 9);
+      }
+      if (dtype == DType::kQ4_1 || dtype == DType::kQ5_1) put_half(p + 2, 13);
     }
   }
 
@@ -153,13 +203,22 @@ class Random {
 struct Dot {
   double value = 0;
   double magnitude = 0;  // of the terms: what rounding is measured against
+  double sixteen = 0;  // the most that x in steps of 1/32767 of the largest of each 32 puts it off
 };
 inline Dot dot(const float* x, const std::vector<double>& w) {
   Dot d;
+  float largest = 0;
   for (size_t k = 0; k < w.size(); ++k) {
     const double term = double{x[k]} * w[k];
     d.value += term;
     d.magnitude += std::abs(term);
+    if (k % 32 == 0) {
+      largest = 0;
+      for (size_t i = k; i < std::min(k + 32, w.size()); ++i) {
+        largest = std::max(largest, std::abs(x[i]));
+      }
+    }
+    d.sixteen += largest / 65534 * std::abs(w[k]);
   }
   return d;
 }
