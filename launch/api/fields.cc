@@ -121,7 +121,18 @@ void read_stream_options(Value value, CallFields& fields) {
   }
 }
 
-enum Kinds { kChat = 1, kCompletion = 2, kBoth = kChat | kCompletion };
+enum Kinds {
+  kChat = 1,
+  kCompletion = 2,
+  kBoth = kChat | kCompletion,
+  kTokenize = 4,
+  kDetokenize = 8,
+  kAll = kBoth | kTokenize | kDetokenize,
+  kOfMessages = kChat | kTokenize,
+  kOfPrompt = kCompletion | kTokenize,
+  kOfText = kBoth | kTokenize,
+};
+constexpr Kinds kKinds[] = {kChat, kCompletion, kTokenize, kDetokenize};  // by ApiKind
 
 struct Field {
   std::string_view name;
@@ -131,9 +142,10 @@ struct Field {
 
 using F = CallFields;
 constexpr Field kFields[] = {
-    {"messages", kChat, [](Value v, F& f) { f.messages = &v.json; }},
-    {"prompt", kCompletion, [](Value v, F& f) { f.prompt = &v.json; }},
-    {"model", kBoth, read_model},
+    {"messages", kOfMessages, [](Value v, F& f) { f.messages = &v.json; }},
+    {"prompt", kOfPrompt, [](Value v, F& f) { f.prompt = &v.json; }},
+    {"tokens", kDetokenize, [](Value v, F& f) { f.tokens = &v.json; }},
+    {"model", kAll, read_model},
     // How much, and when to stop.
     {"max_tokens", kBoth, [](Value v, F& f) { f.max_tokens = v.integer(1); }},
     {"max_completion_tokens", kChat, [](Value v, F& f) { f.max_completion_tokens = v.integer(1); }},
@@ -167,9 +179,11 @@ constexpr Field kFields[] = {
         [](Value v, F& f) { f.call.include_stop_str_in_output = v.boolean(); }},
     {"return_token_ids", kBoth, [](Value v, F& f) { f.call.return_token_ids = v.boolean(); }},
     // How the prompt is made.
-    {"add_special_tokens", kBoth, [](Value v, F& f) { f.add_special_tokens = v.boolean(); }},
+    {"add_special_tokens", kOfText, [](Value v, F& f) { f.add_special_tokens = v.boolean(); }},
     {"cache_salt", kBoth, read_cache_salt},
-    {"add_generation_prompt", kChat, [](Value v, F& f) { f.add_generation_prompt = v.boolean(); }},
+    {"add_generation_prompt", kOfMessages,
+        [](Value v, F& f) { f.add_generation_prompt = v.boolean(); }},
+    {"return_token_strs", kTokenize, [](Value v, F& f) { f.return_token_strs = v.boolean(); }},
 };
 
 // They ask for what this server does not do, unless `harmless` says that the value asks for
@@ -181,13 +195,12 @@ struct Refused {
 };
 const Refused kRefused[] = {
     {kBoth, empty,
-        {"allowed_token_ids", "bad_words", "chat_template", "chat_template_kwargs", "guided_choice",
-            "guided_grammar", "guided_json", "guided_regex", "logit_bias", "prompt_logprobs",
-            "return_tokens_as_token_ids", "structured_outputs", "truncate_prompt_tokens",
-            "use_beam_search"}},
-    {kChat, empty,
-        {"audio", "continue_final_message", "documents", "echo", "functions", "prediction", "tools",
-            "web_search_options"}},
+        {"allowed_token_ids", "bad_words", "guided_choice", "guided_grammar", "guided_json",
+            "guided_regex", "logit_bias", "prompt_logprobs", "return_tokens_as_token_ids",
+            "structured_outputs", "truncate_prompt_tokens", "use_beam_search"}},
+    {kOfText, empty, {"chat_template", "chat_template_kwargs"}},
+    {kChat, empty, {"audio", "documents", "echo", "functions", "prediction", "web_search_options"}},
+    {kOfMessages, empty, {"continue_final_message", "tools"}},
     {kCompletion, empty, {"prompt_embeds", "suffix"}},
     {kBoth, at_most_one, {"best_of"}},
     {kBoth, is_number<1>, {"length_penalty"}},
@@ -241,10 +254,19 @@ int64_t read_integer(const json::value& value, int64_t min, int64_t max, const s
   return *integer;
 }
 
+void check_model(const CallFields& fields, const ModelContext& model) {
+  constexpr size_t kMaxNameInMessage = 128;  // a client's own words in an error stay short
+  if (fields.model && *fields.model != model.name)
+    throw RequestError(ErrorCode::kNotFound,
+        fmt::format("There is no model \"{}\" here; this server has \"{}\".",
+            fields.model->substr(0, kMaxNameInMessage), model.name),
+        "model");
+}
+
 CallFields read_fields(ApiKind kind, const json::object& body) {
   CallFields fields;
   fields.call.kind = kind;
-  const Kinds mask = kind == ApiKind::kChat ? kChat : kCompletion;
+  const Kinds mask = kKinds[static_cast<size_t>(kind)];
   for (const auto& member : body) {
     const std::string_view name = member.key();
     const json::value& value = member.value();

@@ -17,7 +17,8 @@ namespace millrace {
 struct CallFields {
   const boost::json::value* messages = nullptr;
   const boost::json::value* prompt = nullptr;
-  ApiCall call;     // its flags and stop strings; no choice yet
+  const boost::json::value* tokens = nullptr;  // to be turned into text
+  ApiCall call;                                // its flags and stop strings; no choice yet
   Request request;  // what all choices share; ids are not yet held against the vocabulary
   std::optional<std::string> model;
   std::optional<int64_t> max_tokens;
@@ -31,6 +32,7 @@ struct CallFields {
   bool ignore_eos = false;
   std::optional<bool> add_special_tokens;
   bool add_generation_prompt = true;
+  bool return_token_strs = false;
 
   SamplingParams& sampling() { return request.sampling; }
 };
@@ -40,6 +42,9 @@ struct CallFields {
 
 // Throws RequestError naming the field. Unknown names are logged once each.
 CallFields read_fields(ApiKind kind, const boost::json::object& body);
+
+// Throws RequestError(param "model") when a model is named that is not this one.
+void check_model(const CallFields& fields, const ModelContext& model);
 
 // An integer of JSON (5 or 5.0) within [min, max]; throws RequestError(param) otherwise.
 int64_t read_integer(

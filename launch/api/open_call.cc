@@ -61,6 +61,7 @@ OpenCall::Progress OpenCall::take(size_t index, const Emission& emission) {
     choice.running = false;
     engine_.cancel(choice.id);
   }
+  progress.finish = piece.finish;
   if (piece.finish == FinishReason::kError || piece.finish == FinishReason::kCancelled) {
     cancel_all();
     progress.failed = piece.finish == FinishReason::kError

@@ -31,8 +31,9 @@ class OpenCall {
   void submit(const std::function<EmissionCallback(size_t)>& callback);
 
   struct Progress {
-    std::string text;              // streaming: events to send; else the response, when ended
-    bool ended = false;            // every choice is done
+    std::string text;    // streaming: events to send; else the response, when ended
+    bool ended = false;  // every choice is done
+    FinishReason finish = FinishReason::kNone;  // of this choice
     std::optional<Status> failed;  // the call is over, with this error; nothing runs any more
   };
   Progress take(size_t choice, const Emission& emission);

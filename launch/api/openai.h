@@ -14,7 +14,7 @@
 
 namespace millrace {
 
-enum class ApiKind : uint8_t { kChat, kCompletion };
+enum class ApiKind : uint8_t { kChat, kCompletion, kTokenize, kDetokenize };
 
 // One call, parsed and validated: `choices.size()` engine requests (n, times prompts).
 struct ApiCall {
@@ -40,6 +40,9 @@ struct ApiCall {
 ApiCall parse_call(ApiKind kind, std::string_view body, const ModelContext& model);
 // The same from an already parsed object.
 ApiCall parse_call(ApiKind kind, const boost::json::object& body, const ModelContext& model);
+// The answers to POST /tokenize and /detokenize, as vLLM has them; `kind` is one of the two. Throws
+// RequestError with `param`.
+std::string text_answer(ApiKind kind, std::string_view body, const ModelContext& model);
 // The validator's last step, for requests made without JSON (generate, chat, bench): ranges, ids
 // within the vocabulary, prompt + max_tokens within the context. Throws RequestError.
 void validate(const Request& request, const ModelContext& model);

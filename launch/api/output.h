@@ -82,6 +82,10 @@ class OutputStream {
   bool done_ = false;
 };
 
+// A token as JSON can show it: bytes that are no characters become U+FFFD. "" for an id beyond the
+// tokenizer's.
+std::string token_text(const Tokenizer& tokenizer, int32_t id);
+
 // Writes the JSON of one call. Chat or completion by call.kind. `call` and `model` must outlive it.
 class ResponseWriter {
  public:

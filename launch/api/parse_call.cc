@@ -26,20 +26,13 @@ void require(bool condition, const std::string& message, const std::string& para
   if (!condition) throw RequestError(ErrorCode::kInvalidArgument, message, param);
 }
 
-// A client's own words in an error stay short.
-constexpr size_t kMaxNameInMessage = 128;
-
 uint64_t random_seed() {
   std::random_device device;
   return uint64_t{device()} << 32 | device();
 }
 
 void check_together(const CallFields& fields, const ModelContext& model) {
-  if (fields.model && *fields.model != model.name)
-    throw RequestError(ErrorCode::kNotFound,
-        fmt::format("There is no model \"{}\" here; this server has \"{}\".",
-            fields.model->substr(0, kMaxNameInMessage), model.name),
-        "model");
+  check_model(fields, model);
   if (fields.call.kind == ApiKind::kChat)
     require(fields.messages != nullptr, "`messages` is missing.", "messages");
   else require(fields.prompt != nullptr, "`prompt` is missing.", "prompt");
@@ -100,10 +93,7 @@ void add_choices(ApiCall& call, const CallFields& fields, const Request& request
 }  // namespace
 
 ApiCall parse_call(ApiKind kind, std::string_view body, const ModelContext& model) {
-  const json::value value = parse_json(body);
-  if (!value.is_object())
-    throw RequestError(ErrorCode::kInvalidArgument, "The body must be a JSON object.");
-  return parse_call(kind, value.get_object(), model);
+  return parse_call(kind, parse_json_object(body), model);
 }
 
 ApiCall parse_call(ApiKind kind, const json::object& body, const ModelContext& model) {

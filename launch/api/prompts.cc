@@ -24,19 +24,7 @@ constexpr size_t kMaxTokenBytes = 256;
 
 std::vector<int32_t> encode(
     std::string_view text, bool add_special, const ModelContext& model, const std::string& param) {
-  const auto context = static_cast<size_t>(model.max_model_len);
-  if (text.size() / kMaxTokenBytes > context)
-    throw RequestError(ErrorCode::kContextLengthExceeded,
-        fmt::format(
-            "This model's maximum context length is {} tokens: a prompt of {} bytes is longer.",
-            context, text.size()),
-        param);
-  std::vector<int32_t> ids;
-  try {
-    ids = model.tokenizer->encode(text, add_special);
-  } catch (const RequestError& error) {
-    refuse(param, error.what());
-  }
+  std::vector<int32_t> ids = encode_text(text, add_special, model, param);
   if (ids.empty()) refuse_field(param, "is empty: there is no token to go on from");
   return ids;
 }
@@ -107,6 +95,22 @@ std::vector<int32_t> read_ids(const json::array& list, const ModelContext& model
 }
 
 }  // namespace
+
+std::vector<int32_t> encode_text(
+    std::string_view text, bool add_special, const ModelContext& model, const std::string& param) {
+  const auto context = static_cast<size_t>(model.max_model_len);
+  if (text.size() / kMaxTokenBytes > context)
+    throw RequestError(ErrorCode::kContextLengthExceeded,
+        fmt::format(
+            "This model's maximum context length is {} tokens: a prompt of {} bytes is longer.",
+            context, text.size()),
+        param);
+  try {
+    return model.tokenizer->encode(text, add_special);
+  } catch (const RequestError& error) {
+    refuse(param, error.what());
+  }
+}
 
 void refuse_length(
     const ModelContext& model, size_t prompt_tokens, int64_t max_tokens, const std::string& param) {

@@ -5,6 +5,7 @@
 #include <boost/json/value.hpp>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "launch/api/model_context.h"
@@ -19,6 +20,11 @@ struct Prompt {
   std::vector<int32_t> ids;
   std::string text;  // completions that echo: as shown before the answer
 };
+
+// The ids of a text, perhaps none. Throws RequestError(param), also for a text that is certainly
+// longer than the context.
+std::vector<int32_t> encode_text(
+    std::string_view text, bool add_special, const ModelContext& model, const std::string& param);
 
 // A chat's messages as the model's template writes them. Throws RequestError.
 Prompt chat_prompt(const boost::json::value& messages, bool add_special, bool add_generation_prompt,

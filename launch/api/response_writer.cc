@@ -78,14 +78,14 @@ json::object completion_logprobs(
     const Tokenizer& tokenizer, const std::vector<OutputLogprob>& entries) {
   json::array tokens, token_logprobs, top_logprobs, text_offset;
   for (const OutputLogprob& entry : entries) {
-    const std::string text = to_text(token_bytes(tokenizer, entry.sampled.token));
+    const std::string text = token_text(tokenizer, entry.sampled.token);
     tokens.emplace_back(view(text));
     token_logprobs.emplace_back(finite(entry.sampled.logprob));
     text_offset.emplace_back(entry.text_offset);
     // Keyed by text: of several tokens that look alike the most probable one stays.
     json::object top;
     for (const TokenLogprob& t : entry.sampled.top)
-      top.emplace(view(to_text(token_bytes(tokenizer, t.token))), finite(t.logprob));
+      top.emplace(view(token_text(tokenizer, t.token)), finite(t.logprob));
     top.emplace(view(text), finite(entry.sampled.logprob));
     top_logprobs.push_back(std::move(top));
   }
@@ -94,6 +94,10 @@ json::object completion_logprobs(
 }
 
 }  // namespace
+
+std::string token_text(const Tokenizer& tokenizer, int32_t id) {
+  return to_text(token_bytes(tokenizer, id));
+}
 
 ResponseWriter::ResponseWriter(
     const ApiCall& call, const ModelContext& model, std::string id, int64_t created)

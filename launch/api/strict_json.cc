@@ -17,4 +17,11 @@ boost::json::value parse_json(std::string_view text) {
   }
 }
 
+boost::json::object parse_json_object(std::string_view text) {
+  boost::json::value value = parse_json(text);
+  if (!value.is_object())
+    throw RequestError(ErrorCode::kInvalidArgument, "The body must be a JSON object.");
+  return std::move(value.get_object());
+}
+
 }  // namespace millrace

@@ -12,5 +12,7 @@ inline constexpr size_t kMaxJsonValues = 2'000'000;  // in all: about 100 MB whe
 
 // Throws RequestError(kInvalidArgument) saying what is wrong with `text`.
 boost::json::value parse_json(std::string_view text);
+// The same for a call's body, which must be an object.
+boost::json::object parse_json_object(std::string_view text);
 
 }  // namespace millrace

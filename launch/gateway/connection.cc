@@ -1,5 +1,7 @@
 #include "launch/gateway/connection.h"
 
+#include <fmt/format.h>
+
 #include <boost/asio/post.hpp>
 #include <boost/json/object.hpp>
 #include <boost/json/serialize.hpp>
@@ -132,15 +134,22 @@ void Connection::dispatch(HttpRequest request) {
     return answer(head, error_json(405, "This route takes another method.", "", ""));
   }
   if (match.route == Route::kLive) return answer({}, R"({"status":"live"})");
+  const auto serving = hub_.serving();
+  const bool is_figures = match.route == Route::kMetrics || match.route == Route::kLoad;
+  // Also while draining, or failed: the figures are wanted then most of all.
+  if (is_figures && serving != nullptr) return answer_get(match, *serving);
   if (const auto why = hub_.unavailable()) return answer_error(503, why->message, why->code);
-  if (match.route == Route::kChat || match.route == Route::kCompletions)
-    return begin_call(
-        match.route == Route::kChat ? ApiKind::kChat : ApiKind::kCompletion, std::move(request));
-  answer_get(match);
+  if (match.route == Route::kCall) return begin_call(match.kind, std::move(request));
+  answer_get(match, *serving);
 }
 
-void Connection::answer_get(const RouteMatch& match) {
-  const ModelContext& model = hub_.serving()->model;
+void Connection::answer_get(const RouteMatch& match, const Serving& serving) {
+  const ModelContext& model = serving.model;
+  if (match.route == Route::kMetrics)
+    return answer({.content_type = "text/plain; version=0.0.4; charset=utf-8"},
+        hub_.metrics.text(serving, hub_.open_calls(), hub_.num_connections()));
+  if (match.route == Route::kLoad)
+    return answer({}, fmt::format(R"({{"server_load":{}}})", hub_.open_calls()));
   if (match.route == Route::kHealth) return answer({}, R"({"status":"ok"})");
   if (match.route == Route::kVersion) return answer({}, R"({"version":")" MILLRACE_VERSION "\"}");
   if (match.route == Route::kModels) return answer({}, models_json(model));
@@ -154,13 +163,17 @@ void Connection::begin_call(ApiKind kind, HttpRequest request) {
   ticket_ = hub_.begin_call();
   if (ticket_ == nullptr) return answer_error(503, "Too many requests are open.", "overloaded");
   const uint64_t serial = ++call_serial_;
+  times_.arrive();
   // Parsing, template and tokenizer take milliseconds that other streams must not wait for.
   asio::post(text_pool_, [self = shared_from_this(), kind, serial, serving = hub_.serving(),
                              body = std::move(request.body)] {
     ApiCall call;
+    std::string text;  // the answer, where no engine is needed
     Status status;
     try {
-      call = parse_call(kind, body, serving->model);
+      if (kind == ApiKind::kTokenize || kind == ApiKind::kDetokenize)
+        text = text_answer(kind, body, serving->model);
+      else call = parse_call(kind, body, serving->model);
     } catch (const RequestError& error) {
       status = error.status();
     } catch (const std::exception& error) {
@@ -168,10 +181,12 @@ void Connection::begin_call(ApiKind kind, HttpRequest request) {
       status = {ErrorCode::kInternal, "The request could not be read.", ""};
     }
     asio::post(self->socket_.get_executor(),
-        self->bound([self, serial, serving, status, call = std::move(call)]() mutable {
+        self->bound([self, serial, serving, status, call = std::move(call),
+                        text = std::move(text)]() mutable {
           if (serial != self->call_serial_ || self->answered_) return;
-          status.ok() ? self->submit(std::move(serving), std::move(call))
-                      : self->answer_status(status);
+          if (!status.ok()) return self->answer_status(status);
+          if (!text.empty()) return self->answer({}, std::move(text));
+          self->submit(std::move(serving), std::move(call));
         }));
   });
 }
@@ -179,6 +194,7 @@ void Connection::begin_call(ApiKind kind, HttpRequest request) {
 void Connection::submit(std::shared_ptr<const Serving> serving, ApiCall call) {
   call_.reset();
   serving_ = std::move(serving);
+  times_.begin(call, hub_.metrics);
   call_ = std::make_unique<OpenCall>(*serving_->engine, serving_->model, std::move(call));
   call_->submit([&](size_t choice) -> EmissionCallback {
     return [gate = hub_.gate, weak = weak_from_this(), serial = call_serial_, choice](
@@ -202,6 +218,7 @@ void Connection::on_emission(uint64_t serial, size_t choice, const Emission& emi
     log::error("{}: an answer could not be written: {}", request_id_, error.what());
     progress.failed = Status{ErrorCode::kInternal, "The answer could not be written.", ""};
   }
+  times_.note(choice, emission.tokens.size(), progress.finish, hub_.metrics);
   if (progress.failed) return fail_call(*progress.failed);
   if (call_->streams()) return stream(std::move(progress.text), progress.ended);
   if (!progress.ended) return;
@@ -214,6 +231,7 @@ void Connection::stream(std::string events, bool ended) {
   if (!stream_begun_) {
     stream_begun_ = true;
     keep_alive_ = keep_alive_ && http_1_1_;
+    hub_.metrics.count_answer(200);
     queue_ += write_head({.content_type = "text/event-stream",
         .request_id = request_id_,
         .close = !keep_alive_,
@@ -233,6 +251,7 @@ void Connection::stream(std::string events, bool ended) {
 }
 
 void Connection::fail_call(const Status& status) {
+  times_.abandon(hub_.metrics);
   call_.reset();
   ++call_serial_;
   if (!stream_begun_) return answer_status(status);
@@ -248,6 +267,7 @@ void Connection::answer(AnswerHead head, std::string body) {
   head.close = !keep_alive_;
   head.request_id = request_id_;
   head.content_length = body.size();
+  hub_.metrics.count_answer(head.status);
   queue_ += write_head(head);
   queue_ += body;
   answered_ = true;
@@ -326,6 +346,7 @@ void Connection::end_exchange() {
 
 void Connection::close() {
   phase_ = Phase::kClosed;
+  times_.abandon(hub_.metrics);
   call_.reset();
   ticket_.reset();
   error_code ignored;

@@ -46,7 +46,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void on_deadline();
   // Calls.
   void dispatch(HttpRequest request);
-  void answer_get(const RouteMatch& match);
+  void answer_get(const RouteMatch& match, const Serving& serving);
   void begin_call(ApiKind kind, HttpRequest request);
   void submit(std::shared_ptr<const Serving> serving, ApiCall call);
   void on_emission(uint64_t serial, size_t choice, const Emission& emission);
@@ -93,6 +93,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Hub::Ticket ticket_;
   std::shared_ptr<const Serving> serving_;  // of call_
   std::unique_ptr<OpenCall> call_;
+  CallTimes times_;           // of call_
   uint64_t call_serial_ = 0;  // emissions of an earlier call are dropped
   bool stream_begun_ = false;
 

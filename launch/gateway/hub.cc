@@ -53,6 +53,16 @@ Hub::Ticket Hub::begin_call() {
   return Ticket(this, [](Hub* hub) { hub->end_call(); });
 }
 
+size_t Hub::open_calls() const {
+  const std::lock_guard lock(mutex_);
+  return open_calls_;
+}
+
+size_t Hub::num_connections() const {
+  const std::lock_guard lock(mutex_);
+  return connections_.size();
+}
+
 void Hub::end_call() {
   const std::lock_guard lock(mutex_);
   if (--open_calls_ == 0) idle_.notify_all();

@@ -14,6 +14,7 @@
 #include "engine/base/status.h"
 #include "launch/api/engine_api.h"
 #include "launch/api/model_context.h"
+#include "launch/gateway/metrics.h"
 #include "launch/gateway/server.h"
 
 namespace millrace {
@@ -53,6 +54,8 @@ class Hub {
   using Ticket = std::shared_ptr<Hub>;
   // Null when too many are open.
   Ticket begin_call();
+  size_t open_calls() const;
+  size_t num_connections() const;
   // False when calls are still open after `timeout`.
   bool wait_until_idle(std::chrono::milliseconds timeout);
 
@@ -63,6 +66,7 @@ class Hub {
   void for_each_connection(const std::function<void(const std::shared_ptr<Connection>&)>& f);
 
   const ServerConfig config;
+  Metrics metrics;
   const std::shared_ptr<EmissionGate> gate = std::make_shared<EmissionGate>();
 
  private:

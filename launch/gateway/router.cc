@@ -19,17 +19,22 @@ struct Entry {
   std::string_view path;
   std::string_view method;
   Route route;
+  ApiKind kind = ApiKind::kChat;
 };
 
 constexpr Entry kRoutes[] = {
     {"/v1/models", "GET", Route::kModels},
-    {"/v1/chat/completions", "POST", Route::kChat},
-    {"/v1/completions", "POST", Route::kCompletions},
+    {"/v1/chat/completions", "POST", Route::kCall, ApiKind::kChat},
+    {"/v1/completions", "POST", Route::kCall, ApiKind::kCompletion},
+    {"/tokenize", "POST", Route::kCall, ApiKind::kTokenize},
+    {"/detokenize", "POST", Route::kCall, ApiKind::kDetokenize},
     {"/health", "GET", Route::kHealth},
     {"/ready", "GET", Route::kHealth},
     {"/ping", "GET", Route::kHealth},
     {"/live", "GET", Route::kLive},
     {"/version", "GET", Route::kVersion},
+    {"/metrics", "GET", Route::kMetrics},
+    {"/load", "GET", Route::kLoad},
 };
 constexpr std::string_view kModelPrefix = "/v1/models/";
 
@@ -58,6 +63,7 @@ RouteMatch find_route(std::string_view method, std::string_view target) {
   RouteMatch match;
   const auto take = [&](const Entry& entry) {
     match.route = entry.route;
+    match.kind = entry.kind;
     match.status = method == entry.method ? 200 : 405;
     if (match.status == 405) match.allow = entry.method;
   };

@@ -4,15 +4,18 @@
 #include <string>
 #include <string_view>
 
+#include "launch/api/openai.h"
+
 namespace millrace {
 
-enum class Route { kModels, kModel, kChat, kCompletions, kHealth, kLive, kVersion };
+enum class Route { kModels, kModel, kCall, kHealth, kLive, kVersion, kMetrics, kLoad };
 
 struct RouteMatch {
   int status = 404;  // 200: `route` is it; 404: no such path; 405: not with this method
   Route route = Route::kLive;
-  std::string_view allow;  // with 405
-  std::string model;       // of kModel, percent-decoded
+  ApiKind kind = ApiKind::kChat;  // of kCall
+  std::string_view allow;         // with 405
+  std::string model;              // of kModel, percent-decoded
 };
 
 // `target` as it stands in the request line; its query is ignored.

@@ -40,7 +40,14 @@ class FakeEngine : public EngineApi {
     }
     changed_.notify_all();
   }
-  CoordinatorStats stats() const override { return {}; }
+  CoordinatorStats stats() const override {
+    const std::lock_guard lock(mutex_);
+    return stats_;
+  }
+  void set_stats(const CoordinatorStats& stats) {
+    const std::lock_guard lock(mutex_);
+    stats_ = stats;
+  }
   bool healthy() const override { return healthy_; }
 
   void emit(RequestId id, const std::string& text, FinishReason finish = FinishReason::kNone,
@@ -100,6 +107,7 @@ class FakeEngine : public EngineApi {
   std::map<RequestId, Request> requests_;
   std::map<RequestId, EmissionCallback> callbacks_;
   std::vector<RequestId> cancelled_;
+  CoordinatorStats stats_;
   RequestId next_id_ = 1;
   size_t num_submitted_ = 0;
   size_t max_open_ = 0;

@@ -8,8 +8,16 @@ namespace {
 TEST(Router, FindsRoutes) {
   EXPECT_EQ(find_route("GET", "/v1/models").status, 200);
   EXPECT_EQ(find_route("GET", "/health?x=1").route, Route::kHealth);
-  EXPECT_EQ(find_route("POST", "/v1/chat/completions").route, Route::kChat);
-  EXPECT_EQ(find_route("POST", "/v1/completions").route, Route::kCompletions);
+  EXPECT_EQ(find_route("GET", "/metrics").route, Route::kMetrics);
+  EXPECT_EQ(find_route("GET", "/load").route, Route::kLoad);
+  const std::pair<const char*, ApiKind> calls[] = {{"/v1/chat/completions", ApiKind::kChat},
+      {"/v1/completions", ApiKind::kCompletion}, {"/tokenize", ApiKind::kTokenize},
+      {"/detokenize", ApiKind::kDetokenize}};
+  for (const auto& [path, kind] : calls) {
+    EXPECT_EQ(find_route("POST", path).route, Route::kCall) << path;
+    EXPECT_EQ(find_route("POST", path).kind, kind) << path;
+    EXPECT_EQ(find_route("GET", path).allow, "POST") << path;
+  }
   EXPECT_EQ(find_route("GET", "/v1/models/a%2Fb/c%zz%4").model, "a/b/c%zz%4");
   for (const char* path : {"", "/", "//v1/models", "/v1/models/", "/V1/models", "/v1/models%2f",
            "http://h/v1/models", "/v1/chat/completions/", "*", "/v1/../health"})
