@@ -116,8 +116,11 @@ void read_stream_options(Value value, CallFields& fields) {
   for (const auto& [key, option] : value.json.get_object()) {
     if (key == "include_usage" && !option.is_null())
       fields.call.include_usage = Value{option, "stream_options.include_usage"}.boolean();
-    if (key == "continuous_usage_stats" && !empty(option))
-      refuse_field("stream_options.continuous_usage_stats", "is not supported by this server");
+    if (key == "continuous_usage_stats" && !option.is_null())
+      fields.call.continuous_usage =
+          Value{option, "stream_options.continuous_usage_stats"}.boolean();
+    if (key == "include_obfuscation" && !empty(option))
+      refuse_field("stream_options.include_obfuscation", "is not supported by this server");
   }
 }
 
@@ -165,6 +168,9 @@ constexpr Field kFields[] = {
         [](Value v, F& f) { f.sampling().presence_penalty = v.number(-2, 2); }},
     {"frequency_penalty", kBoth,
         [](Value v, F& f) { f.sampling().frequency_penalty = v.number(-2, 2); }},
+    // Lower goes first, as in vLLM.
+    {"priority", kBoth,
+        [](Value v, F& f) { f.request.priority = -v.integer32(-kMaxInt32, kMaxInt32); }},
     {"seed", kBoth, [](Value v, F& f) { f.seed = v.integer(kMinInt64, kMaxInt64); }},
     // What the answer shows.
     {"stream", kBoth, [](Value v, F& f) { f.call.stream = v.boolean(); }},
@@ -204,7 +210,6 @@ const Refused kRefused[] = {
     {kCompletion, empty, {"prompt_embeds", "suffix"}},
     {kBoth, at_most_one, {"best_of"}},
     {kBoth, is_number<1>, {"length_penalty"}},
-    {kBoth, is_number<0>, {"priority"}},
     {kBoth, is_text_format, {"response_format"}},
     {kChat, is_none_or_auto, {"function_call", "tool_choice"}},
     {kChat, is_none, {"reasoning_effort"}},
@@ -223,16 +228,21 @@ const NoEffect kNoEffect[] = {
     {kChat, {"verbosity"}},
 };
 
-// The log is a client's to fill only once per name, and with printable characters.
-void warn_unknown(std::string_view name) {
-  static std::mutex mutex;
-  static std::set<std::string> seen;
+// A name that a client made up, for the log and for errors: short and printable.
+std::string shown(std::string_view name) {
   std::string shown(name.substr(0, 64));
   for (char& c : shown)
     if (c < ' ' || c > '~') c = '?';
+  return shown;
+}
+
+// The log is a client's to fill only once per name.
+void warn_unknown(const std::string& name) {
+  static std::mutex mutex;
+  static std::set<std::string> seen;
   const std::lock_guard lock(mutex);
-  if (seen.size() < 256 && seen.insert(shown).second)
-    log::warning("ignoring the unknown field \"{}\" of a request (said once per name)", shown);
+  if (seen.size() < 256 && seen.insert(name).second)
+    log::warning("ignoring the unknown field \"{}\" of a request (said once per name)", name);
 }
 
 }  // namespace
@@ -263,7 +273,7 @@ void check_model(const CallFields& fields, const ModelContext& model) {
         "model");
 }
 
-CallFields read_fields(ApiKind kind, const json::object& body) {
+CallFields read_fields(ApiKind kind, const json::object& body, bool strict) {
   CallFields fields;
   fields.call.kind = kind;
   const Kinds mask = kKinds[static_cast<size_t>(kind)];
@@ -281,7 +291,8 @@ CallFields read_fields(ApiKind kind, const json::object& body) {
       if (!value.is_null() && !refused->harmless(value))
         refuse_field(name, "is not supported by this server");
     } else if (std::ranges::none_of(kNoEffect, is_meant)) {
-      warn_unknown(name);
+      if (strict) refuse_field(shown(name), "is not a field of this route");
+      warn_unknown(shown(name));
     }
   }
   return fields;

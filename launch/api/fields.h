@@ -40,8 +40,9 @@ struct CallFields {
 // Throws RequestError(param): "`param` what."
 [[noreturn]] void refuse_field(std::string_view param, std::string_view what);
 
-// Throws RequestError naming the field. Unknown names are logged once each.
-CallFields read_fields(ApiKind kind, const boost::json::object& body);
+// Throws RequestError naming the field. Unknown names are refused when `strict`, else logged once
+// each.
+CallFields read_fields(ApiKind kind, const boost::json::object& body, bool strict);
 
 // Throws RequestError(param "model") when a model is named that is not this one.
 void check_model(const CallFields& fields, const ModelContext& model);

@@ -1,4 +1,5 @@
-// What the ways in share about the served model: names, tokenizer, template, limits. Const.
+// What the ways in share about the served model: names, tokenizer, template, limits, and what its
+// calls may ask. Const.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,9 @@ struct ModelContext {
   int32_t max_model_len = 0;                          // prompt + output
   std::vector<int32_t> eos_token_ids;
   int64_t created = 0;  // unix seconds, for /v1/models
+  // False: every call has the same priority, so that no client can put itself before the others.
+  bool allow_priority = false;
+  bool strict_fields = false;  // refuse unknown fields
 };
 
 }  // namespace millrace

@@ -76,7 +76,9 @@ OpenCall::Progress OpenCall::take(size_t index, const Emission& emission) {
   } else if (!piece.text.empty() || !piece.logprobs.empty() ||
              piece.finish != FinishReason::kNone ||
              (call_.return_token_ids && !piece.token_ids.empty())) {
-    progress.text = event(writer_.chunk(index, piece, !std::exchange(choice.started, true)));
+    const int32_t so_far = call_.continuous_usage ? completion_tokens() : 0;
+    progress.text =
+        event(writer_.chunk(index, piece, !std::exchange(choice.started, true), so_far));
   }
   if (!progress.ended) return progress;
   if (call_.stream) {

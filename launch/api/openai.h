@@ -28,6 +28,7 @@ struct ApiCall {
   std::vector<std::string> stop;  // stop strings
   bool stream = false;
   bool include_usage = false;
+  bool continuous_usage = false;  // in every chunk, as far as the answer has come
   bool include_stop_str_in_output = false;
   bool skip_special_tokens = true;
   bool return_token_ids = false;

@@ -92,8 +92,9 @@ class ResponseWriter {
   // `id` like "chatcmpl-…"; `created` in unix seconds.
   ResponseWriter(const ApiCall& call, const ModelContext& model, std::string id, int64_t created);
   // Streaming: the JSON of one chunk (without "data: "). `first`: the choice's first chunk, which
-  // carries the role in chats.
-  std::string chunk(size_t choice, const OutputPiece& piece, bool first) const;
+  // carries the role in chats. `completion_tokens`: so far, of all choices; told if asked for.
+  std::string chunk(
+      size_t choice, const OutputPiece& piece, bool first, int32_t completion_tokens) const;
   // The last chunk when include_usage was asked.
   std::string usage_chunk(int32_t completion_tokens) const;
   // Not streaming: the whole response of all choices, each the concatenation of its pieces.

@@ -40,6 +40,9 @@ void check_together(const CallFields& fields, const ModelContext& model) {
       "`stream_options` is allowed only with `stream`: true.", "stream_options");
   require(fields.top_logprobs == 0 || fields.chat_logprobs,
       "`top_logprobs` needs `logprobs`: true.", "top_logprobs");
+  require(fields.request.priority == 0 || model.allow_priority,
+      "`priority` other than 0 needs a server that was started with --scheduling-policy priority.",
+      "priority");
   require(!fields.echo || fields.request.sampling.num_logprobs < 0,
       "`echo` together with `logprobs` is not supported by this server.", "echo");
 }
@@ -97,7 +100,7 @@ ApiCall parse_call(ApiKind kind, std::string_view body, const ModelContext& mode
 }
 
 ApiCall parse_call(ApiKind kind, const json::object& body, const ModelContext& model) {
-  const CallFields fields = read_fields(kind, body);
+  const CallFields fields = read_fields(kind, body, model.strict_fields);
   check_together(fields, model);
   std::vector<Prompt> prompts;
   if (kind == ApiKind::kChat)

@@ -115,7 +115,7 @@ std::string ResponseWriter::write(json::array choices, const json::value& usage,
                                                           : "chat.completion";
   json::object whole{{"id", id_}, {"object", object}, {"created", created_}, {"model", model_.name},
       {"choices", std::move(choices)}};
-  if (!chunk || call_.include_usage) whole["usage"] = usage;
+  if (!chunk || call_.include_usage || !usage.is_null()) whole["usage"] = usage;
   return json::serialize(whole);
 }
 
@@ -145,11 +145,14 @@ json::object ResponseWriter::entry(size_t choice, const OutputPiece& piece, bool
   return entry;
 }
 
-std::string ResponseWriter::chunk(size_t choice, const OutputPiece& piece, bool first) const {
+std::string ResponseWriter::chunk(
+    size_t choice, const OutputPiece& piece, bool first, int32_t completion_tokens) const {
   json::array choices;
   choices.push_back(
       entry(choice, piece, first, want_logprobs_ && !piece.logprobs.empty(), "delta"));
-  return write(std::move(choices), nullptr, /*chunk=*/true);
+  json::value so_far;
+  if (call_.continuous_usage) so_far = usage(completion_tokens);
+  return write(std::move(choices), so_far, /*chunk=*/true);
 }
 
 std::string ResponseWriter::usage_chunk(int32_t completion_tokens) const {

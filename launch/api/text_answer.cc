@@ -52,7 +52,7 @@ json::object detokenize(const CallFields& fields, const ModelContext& model) {
 
 std::string text_answer(ApiKind kind, std::string_view body, const ModelContext& model) {
   const json::object object = parse_json_object(body);
-  const CallFields fields = read_fields(kind, object);
+  const CallFields fields = read_fields(kind, object, model.strict_fields);
   check_model(fields, model);
   return json::serialize(
       kind == ApiKind::kTokenize ? tokenize(fields, model) : detokenize(fields, model));

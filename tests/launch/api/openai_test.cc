@@ -159,11 +159,11 @@ TEST_F(OpenAi, UnsupportedFieldsAreRefusedByName) {
       {"chat_template", "\"{{ 1 }}\""}, {"chat_template_kwargs", R"({"chat_template":"x"})"},
       {"use_beam_search", "true"}, {"truncate_prompt_tokens", "5"}, {"allowed_token_ids", "[1]"},
       {"bad_words", R"(["x"])"}, {"structured_outputs", R"({"regex":"a"})"}, {"priority", "1"},
-      {"echo", "true"}, {"stream_options.continuous_usage_stats", ""}};
+      {"echo", "true"}, {"stream_options.include_obfuscation", ""}};
   for (const auto& [name, value] : chat) {
     const bool nested = std::string(value).empty();
     const std::string fields =
-        nested ? R"("stream":true,"stream_options":{"continuous_usage_stats":true})"
+        nested ? R"("stream":true,"stream_options":{"include_obfuscation":true})"
                : "\"" + std::string(name) + "\":" + value;
     const Status status = refusal(ApiKind::kChat, fields);
     EXPECT_EQ(status.code, ErrorCode::kInvalidArgument) << name;
@@ -172,6 +172,26 @@ TEST_F(OpenAi, UnsupportedFieldsAreRefusedByName) {
   EXPECT_EQ(refusal(ApiKind::kCompletion, R"("suffix":"x")").param, "suffix");
   EXPECT_EQ(refusal(ApiKind::kCompletion, R"("best_of":2)").param, "best_of");
   EXPECT_EQ(refusal(ApiKind::kCompletion, R"("echo":true,"logprobs":1)").param, "echo");
+}
+
+TEST_F(OpenAi, APriorityOnlyWhereItIsAllowedAndLowerGoesFirst) {
+  EXPECT_EQ(refusal(ApiKind::kCompletion, R"("priority":-1)").param, "priority");
+  model_.allow_priority = true;
+  const auto priority = [&](const std::string& value) {
+    return parse(ApiKind::kCompletion, "\"priority\":" + value).choices[0].request.priority;
+  };
+  EXPECT_EQ(priority("-3"), 3);
+  EXPECT_EQ(priority("2147483647"), -2147483647);
+  EXPECT_EQ(refusal(ApiKind::kChat, R"("priority":2147483648)").param, "priority");
+}
+
+TEST_F(OpenAi, StrictFieldsRefuseUnknownOnes) {
+  EXPECT_EQ(refusal(ApiKind::kChat, R"("temprature":0)").message, "");
+  model_.strict_fields = true;
+  EXPECT_EQ(refusal(ApiKind::kChat, R"("temprature":0)").param, "temprature");
+  EXPECT_EQ(refusal(ApiKind::kChat, R"("a\nb":0)").param, "a?b");
+  EXPECT_EQ(refusal(ApiKind::kChat, R"("user":"u","temperature":0)").message, "");
+  EXPECT_EQ(refusal(ApiKind::kCompletion, R"("messages":[])").param, "messages");
 }
 
 TEST_F(OpenAi, ValuesThatAskForNothingPass) {

@@ -251,6 +251,14 @@ TEST_F(Writer, Chat) {
     "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}})");
 }
 
+TEST_F(Writer, UsageSoFar) {
+  ApiCall call = make_call({});
+  call.continuous_usage = true;
+  const ResponseWriter writer(call, model_, "cmpl-1", 1'700'000'001);
+  EXPECT_EQ(boost::json::parse(writer.chunk(0, piece("x"), false, 4)).at("usage"),
+      boost::json::parse(R"({"prompt_tokens":3,"completion_tokens":4,"total_tokens":7})"));
+}
+
 TEST_F(Writer, ChatChunks) {
   ApiCall call = make_call({});
   call.kind = ApiKind::kChat;
@@ -259,15 +267,15 @@ TEST_F(Writer, ChatChunks) {
   const std::string head =
       R"({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1700000001,
           "model": "test-model", )";
-  expect(writer.chunk(0, piece("Hel"), true),
+  expect(writer.chunk(0, piece("Hel"), true, 4),
       (head + R"("choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hel"},
             "logprobs": null, "finish_reason": null}], "usage": null})")
           .c_str());
-  expect(writer.chunk(0, piece("lo"), false),
+  expect(writer.chunk(0, piece("lo"), false, 4),
       (head + R"("choices": [{"index": 0, "delta": {"content": "lo"}, "logprobs": null,
             "finish_reason": null}], "usage": null})")
           .c_str());
-  expect(writer.chunk(0, piece("", FinishReason::kLength), false),
+  expect(writer.chunk(0, piece("", FinishReason::kLength), false, 4),
       (head + R"("choices": [{"index": 0, "delta": {}, "logprobs": null,
             "finish_reason": "length"}], "usage": null})")
           .c_str());
@@ -275,14 +283,14 @@ TEST_F(Writer, ChatChunks) {
             "completion_tokens": 2, "total_tokens": 5}})")
                                     .c_str());
   call.include_usage = false;
-  EXPECT_EQ(writer.chunk(0, piece("x"), false).find("usage"), std::string::npos);
+  EXPECT_EQ(writer.chunk(0, piece("x"), false, 4).find("usage"), std::string::npos);
 }
 
 TEST_F(Writer, ChatLogprobs) {
   ApiCall call = make_call({}, 2);
   call.kind = ApiKind::kChat;
   const ResponseWriter writer(call, model_, "chatcmpl-1", 1);
-  expect(writer.chunk(0, with_logprobs(), false), R"({
+  expect(writer.chunk(0, with_logprobs(), false, 4), R"({
     "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "test-model",
     "choices": [{"index": 0, "delta": {"content": "Aé"}, "finish_reason": "length", "logprobs": {
       "content": [
@@ -307,14 +315,14 @@ TEST_F(Writer, CompletionWithLogprobsAndEcho) {
       "tokens": ["A", "\ufffd"], "token_logprobs": [-0.5, -9999.0],
       "top_logprobs": [{"A": -0.5, "B": -2.0}, {"\ufffd": -9999.0}], "text_offset": [0, 1]}}],
     "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}})");
-  EXPECT_NE(writer.chunk(0, piece("x"), true).find("Once x"), std::string::npos);
-  EXPECT_EQ(writer.chunk(0, piece("x"), false).find("Once"), std::string::npos);
+  EXPECT_NE(writer.chunk(0, piece("x"), true, 4).find("Once x"), std::string::npos);
+  EXPECT_EQ(writer.chunk(0, piece("x"), false, 4).find("Once"), std::string::npos);
 }
 
 TEST_F(Writer, CompletionChunk) {
   ApiCall call = make_call({});
   const ResponseWriter writer(call, model_, "cmpl-1", 1);
-  expect(writer.chunk(0, piece("x", FinishReason::kStop), true), R"({
+  expect(writer.chunk(0, piece("x", FinishReason::kStop), true, 4), R"({
     "id": "cmpl-1", "object": "text_completion", "created": 1, "model": "test-model",
     "choices": [{"index": 0, "text": "x", "logprobs": null, "finish_reason": "stop"}]})");
 }
