@@ -32,6 +32,8 @@ const std::map<std::string, ActivationType> kDtypes = {{"auto", ActivationType::
 const std::map<std::string, Balance> kBalances = {
     {"time", Balance::kTime}, {"tokens", Balance::kTokens}, {"first-come", Balance::kFirstCome}};
 
+const std::map<std::string, bool> kPolicies = {{"fcfs", false}, {"priority", true}};
+
 // Adds options to one group of the help at a time.
 class Flags {
  public:
@@ -236,6 +238,21 @@ void declare_serve(CLI::App& app, Options& o) {
       .add_with_default("--shutdown-timeout", o.server.shutdown_timeout_s,
           "Seconds that running requests may take to end after SIGTERM")
       ->check(CLI::Range(0, 86400));
+  flags.add("--api-key", o.server.api_key,
+      "A key that clients must send. Other users of this host see a command line: rather the "
+      "variable or a file");
+  flags.add("--api-key-file", o.server.api_key_file, "Keys that clients may send, one a line");
+  HttpLimits& limits = o.server.limits;
+  flags.add_with_default("--max-calls-per-key", limits.calls_per_key, "Calls of one key at a time")
+      ->check(CLI::Range(1, 1 << 20));
+  flags
+      .add_with_default("--max-calls-per-minute", limits.calls_per_minute,
+          "Calls that one key may begin in a minute; 0: no limit")
+      ->check(CLI::Range(0, 1 << 30));
+  flags.add_choice("--scheduling-policy", o.allow_priority, kPolicies,
+      "fcfs or priority: whether calls may have a `priority`. Default: fcfs");
+  flags.add_switch("--strict-fields", o.strict_fields,
+      "Refuse calls with unknown fields instead of ignoring those");
   flags
       .add_with_default(
           "--max-queue", o.launch.max_queue, "Requests that wait before further ones are refused")

@@ -67,6 +67,8 @@ struct Options {
   bool json = false;
 
   ServerConfig server;
+  bool allow_priority = false;  // of calls of the server
+  bool strict_fields = false;
   BatchConfig batch;
   BenchConfig bench;
   SchedulerBenchConfig scheduler_bench;

@@ -69,10 +69,17 @@ ExitCode run_serve(const Options& options) {
   server.start();
   log::info("listening on http://{}:{}, /health says when the model is loaded", options.server.host,
       server.port());
+  const ServerConfig& config = options.server;
+  if (config.api_key.empty() && config.api_key_file.empty() && config.host != "127.0.0.1" &&
+      config.host != "localhost" && config.host != "::1")
+    log::warning("no --api-key-file: whoever reaches {} may ask", config.host);
   End::leave_on_signal();
   session.emplace(
       options, Session::Text::kNeeded, [&end](const Finished& finished) { end.lost(finished); });
-  server.set_engine(session->engine(), session->model());
+  ModelContext model = session->model();
+  model.allow_priority = options.allow_priority;
+  model.strict_fields = options.strict_fields;
+  server.set_engine(session->engine(), model);
   end.watch_signals();
   log::info(
       "serving {} at http://{}:{}/v1", session->model().name, options.server.host, server.port());

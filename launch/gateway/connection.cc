@@ -17,7 +17,6 @@ namespace {
 
 constexpr std::chrono::seconds kLingerTime{2};
 constexpr size_t kMaxPipelined = 64 << 10;  // bytes that may wait while a request is answered
-constexpr int kRetryAfterS = 2;
 
 }  // namespace
 
@@ -55,7 +54,8 @@ void Connection::shut() {
 // At most one read is under way, also while a request is answered: that is how a client's going
 // away is seen when nothing is written to it.
 void Connection::read_more() {
-  if (reading_ || input_ended_ || reader_.unread() >= kMaxPipelined) return;
+  const bool full = phase_ != Phase::kLingering && reader_.unread() >= kMaxPipelined;
+  if (reading_ || input_ended_ || full) return;
   reading_ = true;
   socket_.async_read_some(asio::buffer(input_), bound([this](error_code error, size_t size) {
     reading_ = false;
@@ -84,7 +84,12 @@ void Connection::advance() {
   if (reader_state_ == State::kHead && before != State::kHead)
     set_deadline(Clock::now() + limits.head_time);
   if (reader_state_ == State::kBody) {
-    if (before != State::kBody) body_started_ = Clock::now();
+    if (before != State::kBody) {
+      body_started_ = Clock::now();
+      phase_ = Phase::kAnswering;
+      if (!admit(reader_.head(), /*body_follows=*/true)) return;
+      phase_ = Phase::kReading;
+    }
     // Slow is fine, slower than the least rate is not.
     const std::chrono::milliseconds earned(reader_.body_received() * 1000 / limits.body_rate);
     set_deadline(body_started_ + limits.body_grace + earned);
@@ -122,51 +127,67 @@ void Connection::on_deadline() {
 
 // --- calls
 
-void Connection::dispatch(HttpRequest request) {
-  request_id_ = request.request_id.empty() ? "req-" + random_id() : request.request_id;
-  keep_alive_ = request.keep_alive && !hub_.draining();
-  http_1_1_ = request.http_1_1;
-  log::debug("{} {} {}", request_id_, request.method, request.target.substr(0, 100));
-  const RouteMatch match = find_route(request.method, request.target);
-  if (match.status == 404) return answer_error(404, "There is no such route.", "unknown_route");
-  if (match.status == 405) {
-    AnswerHead head{.status = 405, .allow = match.allow};
-    return answer(head, error_json(405, "This route takes another method.", "", ""));
+// What the head alone decides, before a body is waited for. False: refused and answered.
+bool Connection::admit(const HttpRequest& head, bool body_follows) {
+  request_id_ = head.request_id.empty() ? "req-" + random_id() : head.request_id;
+  keep_alive_ = head.keep_alive && !hub_.draining() && !body_follows;
+  http_1_1_ = head.http_1_1;
+  route_ = find_route(head.method, head.target);
+  key_ = hub_.keys.find(head.authorization);
+  if (!hub_.keys.empty() && !key_ && !route_.open) {
+    answer_error(401, "There is no such API key here: send Authorization: Bearer and a key.",
+        "invalid_api_key");
+  } else if (route_.status == 404) {
+    answer_error(404, "There is no such route.", "unknown_route");
+  } else if (route_.status == 405) {
+    answer({.status = 405, .allow = route_.allow},
+        error_json(405, "This route takes another method.", "", ""));
+  } else if (const auto why = is_figures() ? std::nullopt : hub_.unavailable();
+             why && route_.route != Route::kLive) {
+    answer_refusal(*why);
+  } else if (route_.route == Route::kCall && !is_json(head.content_type)) {
+    answer_error(415, "The request must have Content-Type: application/json.", "");
   }
-  if (match.route == Route::kLive) return answer({}, R"({"status":"live"})");
-  const auto serving = hub_.serving();
-  const bool is_figures = match.route == Route::kMetrics || match.route == Route::kLoad;
-  // Also while draining, or failed: the figures are wanted then most of all.
-  if (is_figures && serving != nullptr) return answer_get(match, *serving);
-  if (const auto why = hub_.unavailable()) return answer_error(503, why->message, why->code);
-  if (match.route == Route::kCall) return begin_call(match.kind, std::move(request));
-  answer_get(match, *serving);
+  return !answered_;
 }
 
-void Connection::answer_get(const RouteMatch& match, const Serving& serving) {
+// Told while draining or failed, too: the figures are wanted then most of all.
+bool Connection::is_figures() const {
+  return (route_.route == Route::kMetrics || route_.route == Route::kLoad) &&
+         hub_.serving() != nullptr;
+}
+
+void Connection::dispatch(HttpRequest request) {
+  if (!admit(request, /*body_follows=*/false)) return;
+  log::debug("{} {} {}", request_id_, request.method, request.target.substr(0, 100));
+  if (route_.route == Route::kLive) return answer({}, R"({"status":"live"})");
+  if (route_.route == Route::kCall) return begin_call(std::move(request));
+  answer_get(*hub_.serving());
+}
+
+void Connection::answer_get(const Serving& serving) {
   const ModelContext& model = serving.model;
-  if (match.route == Route::kMetrics)
+  if (route_.route == Route::kMetrics)
     return answer({.content_type = "text/plain; version=0.0.4; charset=utf-8"},
         hub_.metrics.text(serving, hub_.open_calls(), hub_.num_connections()));
-  if (match.route == Route::kLoad)
+  if (route_.route == Route::kLoad)
     return answer({}, fmt::format(R"({{"server_load":{}}})", hub_.open_calls()));
-  if (match.route == Route::kHealth) return answer({}, R"({"status":"ok"})");
-  if (match.route == Route::kVersion) return answer({}, R"({"version":")" MILLRACE_VERSION "\"}");
-  if (match.route == Route::kModels) return answer({}, models_json(model));
-  if (match.model == model.name) return answer({}, model_json(model));
+  if (route_.route == Route::kHealth) return answer({}, R"({"status":"ok"})");
+  if (route_.route == Route::kVersion) return answer({}, R"({"version":")" MILLRACE_VERSION "\"}");
+  if (route_.route == Route::kModels) return answer({}, models_json(model));
+  if (route_.model == model.name) return answer({}, model_json(model));
   answer_error(404, "There is no model of that name here.", "model_not_found");
 }
 
-void Connection::begin_call(ApiKind kind, HttpRequest request) {
-  if (!is_json(request.content_type))
-    return answer_error(415, "The request must have Content-Type: application/json.", "");
-  ticket_ = hub_.begin_call();
-  if (ticket_ == nullptr) return answer_error(503, "Too many requests are open.", "overloaded");
+void Connection::begin_call(HttpRequest request) {
+  Hub::Refusal why;
+  ticket_ = hub_.begin_call(key_, why);
+  if (ticket_ == nullptr) return answer_refusal(why);
   const uint64_t serial = ++call_serial_;
   times_.arrive();
   // Parsing, template and tokenizer take milliseconds that other streams must not wait for.
-  asio::post(text_pool_, [self = shared_from_this(), kind, serial, serving = hub_.serving(),
-                             body = std::move(request.body)] {
+  asio::post(text_pool_, [self = shared_from_this(), kind = route_.kind, serial,
+                             serving = hub_.serving(), body = std::move(request.body)] {
     ApiCall call;
     std::string text;  // the answer, where no engine is needed
     Status status;
@@ -276,14 +297,18 @@ void Connection::answer(AnswerHead head, std::string body) {
 
 void Connection::answer_error(
     int status, const std::string& message, const std::string& code, bool close) {
-  const AnswerHead head{
-      .status = status, .close = close, .retry_after_s = status == 503 ? kRetryAfterS : 0};
-  answer(head, error_json(status, message, "", code));
+  answer({.status = status, .close = close}, error_json(status, message, "", code));
+}
+
+void Connection::answer_refusal(const Hub::Refusal& refusal) {
+  answer({.status = refusal.status, .retry_after_s = refusal.retry_after_s},
+      error_json(refusal.status, refusal.message, "", refusal.code));
 }
 
 void Connection::answer_status(const Status& status) {
   const int http = http_status(status.code);
-  answer({.status = http, .retry_after_s = http == 503 ? kRetryAfterS : 0}, error_json(status));
+  answer(
+      {.status = http, .retry_after_s = http == 503 ? Hub::kRetryAfterS : 0}, error_json(status));
 }
 
 // After the handlers that already wait on the strand, so that the choices of one step and the

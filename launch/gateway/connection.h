@@ -45,9 +45,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void set_deadline(Clock::time_point when);
   void on_deadline();
   // Calls.
+  bool admit(const HttpRequest& head, bool body_follows);
+  bool is_figures() const;
   void dispatch(HttpRequest request);
-  void answer_get(const RouteMatch& match, const Serving& serving);
-  void begin_call(ApiKind kind, HttpRequest request);
+  void answer_get(const Serving& serving);
+  void begin_call(HttpRequest request);
   void submit(std::shared_ptr<const Serving> serving, ApiCall call);
   void on_emission(uint64_t serial, size_t choice, const Emission& emission);
   void stream(std::string events, bool ended);
@@ -56,6 +58,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void answer(AnswerHead head, std::string body);
   void answer_error(
       int status, const std::string& message, const std::string& code, bool close = false);
+  void answer_refusal(const Hub::Refusal& refusal);
   void answer_status(const Status& status);
   void flush_soon();
   void flush();
@@ -88,6 +91,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   // Of the request being answered.
   std::string request_id_;
+  RouteMatch route_;
+  std::optional<size_t> key_;  // its number
   bool keep_alive_ = false;
   bool http_1_1_ = false;
   Hub::Ticket ticket_;

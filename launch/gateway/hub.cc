@@ -1,20 +1,27 @@
 #include "launch/gateway/hub.h"
 
-#include <vector>
+#include <algorithm>
+#include <cmath>
 
 namespace millrace {
 
-std::optional<Hub::Unavailable> Hub::unavailable() const {
+Hub::Hub(const ServerConfig& server_config)
+    : config(server_config),
+      keys(config.api_key, config.api_key_file),
+      key_uses_(keys.size(), {.allowance = static_cast<double>(config.limits.calls_per_minute)}) {}
+
+std::optional<Hub::Refusal> Hub::unavailable() const {
   std::shared_ptr<const Serving> serving;
   {
     const std::lock_guard lock(mutex_);
-    if (failed_) return Unavailable{failed_->message, "unavailable"};
-    if (draining_) return Unavailable{"The server is shutting down.", "draining"};
-    if (serving_ == nullptr) return Unavailable{"The model is still loading.", "loading"};
+    if (failed_) return Refusal{503, failed_->message, "unavailable"};
+    if (draining_) return Refusal{503, "The server is shutting down.", "draining"};
+    if (serving_ == nullptr) return Refusal{503, "The model is still loading.", "loading"};
     serving = serving_;
   }
   // Outside the lock: the engine has locks of its own and calls back into this room.
-  if (!serving->engine->healthy()) return Unavailable{"The engine does not answer.", "unavailable"};
+  if (!serving->engine->healthy())
+    return Refusal{503, "The engine does not answer.", "unavailable"};
   return std::nullopt;
 }
 
@@ -43,14 +50,42 @@ bool Hub::draining() const {
   return draining_;
 }
 
-Hub::Ticket Hub::begin_call() {
+std::optional<Hub::Refusal> Hub::take_allowance(KeyUse& use) {
+  if (use.open >= config.limits.calls_per_key)
+    return Refusal{429,
+        fmt::format("{} calls with this key are open: wait for one to end.", use.open),
+        "rate_limit_exceeded", 1};
+  const auto rate = static_cast<double>(config.limits.calls_per_minute);
+  if (rate == 0) return std::nullopt;
+  const auto now = std::chrono::steady_clock::now();
+  const double minutes = std::chrono::duration<double, std::ratio<60>>(now - use.seen).count();
+  use.seen = now;
+  use.allowance = std::min(rate, use.allowance + minutes * rate);
+  if (use.allowance < 1)
+    return Refusal{429, fmt::format("This key may begin {} calls a minute.", rate),
+        "rate_limit_exceeded", static_cast<int>(std::ceil((1 - use.allowance) / rate * 60))};
+  use.allowance -= 1;
+  return std::nullopt;
+}
+
+Hub::Ticket Hub::begin_call(std::optional<size_t> key, Refusal& why) {
   {
     const std::lock_guard lock(mutex_);
-    if (open_calls_ >= config.limits.open_calls) return nullptr;
+    if (open_calls_ >= config.limits.open_calls) {
+      why = {503, "Too many requests are open.", "overloaded"};
+      return nullptr;
+    }
+    if (key) {
+      if (auto refusal = take_allowance(key_uses_[*key])) {
+        why = *std::move(refusal);
+        return nullptr;
+      }
+      ++key_uses_[*key].open;
+    }
     ++open_calls_;
   }
   // Outside the lock: its end, of which the constructor may make use, takes it too.
-  return Ticket(this, [](Hub* hub) { hub->end_call(); });
+  return Ticket(this, [key](Hub* hub) { hub->end_call(key); });
 }
 
 size_t Hub::open_calls() const {
@@ -63,8 +98,9 @@ size_t Hub::num_connections() const {
   return connections_.size();
 }
 
-void Hub::end_call() {
+void Hub::end_call(std::optional<size_t> key) {
   const std::lock_guard lock(mutex_);
+  if (key) --key_uses_[*key].open;
   if (--open_calls_ == 0) idle_.notify_all();
 }
 

@@ -10,10 +10,12 @@
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "engine/base/status.h"
 #include "launch/api/engine_api.h"
 #include "launch/api/model_context.h"
+#include "launch/gateway/keys.h"
 #include "launch/gateway/metrics.h"
 #include "launch/gateway/server.h"
 
@@ -35,14 +37,18 @@ struct EmissionGate {
 
 class Hub {
  public:
-  explicit Hub(const ServerConfig& server_config) : config(server_config) {}
+  explicit Hub(const ServerConfig& server_config);
 
-  // Why nothing but /live is answered now, as the body of a 503; nothing when all is well.
-  struct Unavailable {
+  // An answer instead of what was asked for.
+  struct Refusal {
+    int status = 503;
     std::string message;
     std::string code;
+    int retry_after_s = kRetryAfterS;
   };
-  std::optional<Unavailable> unavailable() const;
+  static constexpr int kRetryAfterS = 2;
+  // Why nothing but /live and figures is answered now; nothing when all is well.
+  std::optional<Refusal> unavailable() const;
   std::shared_ptr<const Serving> serving() const;
 
   void set_serving(EngineApi& engine, ModelContext model);
@@ -52,8 +58,8 @@ class Hub {
 
   // One open call; counted until it is let go, which must be before the hub ends.
   using Ticket = std::shared_ptr<Hub>;
-  // Null when too many are open.
-  Ticket begin_call();
+  // Null, and why, when there are too many calls or too many with `key` (its number in `keys`).
+  Ticket begin_call(std::optional<size_t> key, Refusal& why);
   size_t open_calls() const;
   size_t num_connections() const;
   // False when calls are still open after `timeout`.
@@ -66,11 +72,19 @@ class Hub {
   void for_each_connection(const std::function<void(const std::shared_ptr<Connection>&)>& f);
 
   const ServerConfig config;
+  const KeyRing keys;
   Metrics metrics;
   const std::shared_ptr<EmissionGate> gate = std::make_shared<EmissionGate>();
 
  private:
-  void end_call();
+  // What one key has open and may begin (a token bucket: Turner 1986).
+  struct KeyUse {
+    size_t open = 0;
+    double allowance = 0;  // calls that may begin at `seen`
+    std::chrono::steady_clock::time_point seen;
+  };
+  std::optional<Refusal> take_allowance(KeyUse& use);
+  void end_call(std::optional<size_t> key);
 
   mutable std::mutex mutex_;
   std::condition_variable idle_;
@@ -79,6 +93,7 @@ class Hub {
   bool draining_ = false;
   bool refusing_ = false;
   size_t open_calls_ = 0;
+  std::vector<KeyUse> key_uses_;  // by number
   std::unordered_map<const Connection*, std::weak_ptr<Connection>> connections_;
 };
 

@@ -20,10 +20,20 @@ constexpr double kTokenBounds[] = {
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6};
 constexpr double kChoiceBounds[] = {1, 2, 5, 10, 20, 50, 128};
 
-constexpr std::string_view kTimeNames[] = {"time_to_first_token_seconds",
-    "inter_token_latency_seconds", "request_decode_time_seconds", "e2e_request_latency_seconds"};
-constexpr std::string_view kSizeNames[] = {"request_prompt_tokens", "request_generation_tokens",
-    "request_params_max_tokens", "request_params_n"};
+struct Measured {
+  std::string_view name;
+  std::span<const double> bounds;
+};
+constexpr Measured kMeasured[] = {
+    {"time_to_first_token_seconds", kFirstTokenBounds},
+    {"inter_token_latency_seconds", kBetweenBounds},
+    {"request_decode_time_seconds", kWholeBounds},
+    {"e2e_request_latency_seconds", kWholeBounds},
+    {"request_prompt_tokens", kTokenBounds},
+    {"request_generation_tokens", kTokenBounds},
+    {"request_params_max_tokens", kTokenBounds},
+    {"request_params_n", kChoiceBounds},
+};
 constexpr std::pair<FinishReason, std::string_view> kFinishNames[] = {{FinishReason::kStop, "stop"},
     {FinishReason::kLength, "length"}, {FinishReason::kCancelled, "abort"},
     {FinishReason::kError, "error"}};
@@ -116,12 +126,7 @@ void Histogram::write(std::string& text, const std::string& name, std::string_vi
 }
 
 Metrics::Metrics() {
-  for (const std::span<const double> bounds : std::initializer_list<std::span<const double>>{
-           kFirstTokenBounds, kBetweenBounds, kWholeBounds, kWholeBounds})
-    times_.emplace_back(bounds);
-  for (const std::span<const double> bounds : std::initializer_list<std::span<const double>>{
-           kTokenBounds, kTokenBounds, kTokenBounds, kChoiceBounds})
-    sizes_.emplace_back(bounds);
+  for (const Measured& measured : kMeasured) histograms_.emplace_back(measured.bounds);
 }
 
 void Metrics::count_answer(int status) {
@@ -147,24 +152,19 @@ std::string Metrics::text(const Serving& serving, size_t open_calls, size_t conn
         page.sample(
             name, static_cast<double>(answers_[status]), fmt::format("status=\"{}\"", status));
   });
-  const auto histograms = [&](const std::deque<Histogram>& all, const auto& names) {
-    for (size_t i = 0; i < all.size(); ++i)
-      page.metric(names[i], "histogram", Names::kBoth,
-          [&](const std::string& name) { all[i].write(page.text, name, page.labels()); });
-  };
-  histograms(times_, kTimeNames);
-  histograms(sizes_, kSizeNames);
+  for (size_t i = 0; i < histograms_.size(); ++i)
+    page.metric(kMeasured[i].name, "histogram", Names::kBoth,
+        [&](const std::string& name) { histograms_[i].write(page.text, name, page.labels()); });
   return std::move(page.text);
 }
 
 void CallTimes::begin(const ApiCall& call, Metrics& metrics) {
   choices_.assign(call.choices.size(), {});
   metrics.prompt_tokens_ += static_cast<uint64_t>(call.prompt_tokens);
-  metrics.sizes_[Metrics::kChoices].observe(static_cast<double>(call.choices.size()));
+  metrics.observe(Metrics::kChoices, static_cast<double>(call.choices.size()));
   for (const ApiCall::Choice& choice : call.choices) {
-    metrics.sizes_[Metrics::kPromptTokens].observe(
-        static_cast<double>(choice.request.prompt.size()));
-    metrics.sizes_[Metrics::kMaxTokens].observe(choice.request.max_tokens);
+    metrics.observe(Metrics::kPromptTokens, static_cast<double>(choice.request.prompt.size()));
+    metrics.observe(Metrics::kMaxTokens, choice.request.max_tokens);
   }
 }
 
@@ -178,10 +178,10 @@ void CallTimes::note(size_t index, size_t num_tokens, FinishReason finish, Metri
   if (num_tokens > 0) {
     metrics.output_tokens_ += num_tokens;
     if (choice.num_tokens == 0) {
-      metrics.times_[Metrics::kFirstToken].observe(seconds(arrived_));
+      metrics.observe(Metrics::kFirstToken, seconds(arrived_));
       choice.first = now;
     } else {
-      metrics.times_[Metrics::kBetweenTokens].observe(
+      metrics.observe(Metrics::kBetweenTokens,
           seconds(choice.last) / static_cast<double>(num_tokens), num_tokens);
     }
     choice.num_tokens += num_tokens;
@@ -191,9 +191,9 @@ void CallTimes::note(size_t index, size_t num_tokens, FinishReason finish, Metri
   choice.ended = true;
   ++metrics.finished_[static_cast<size_t>(finish)];
   if (finish != FinishReason::kStop && finish != FinishReason::kLength) return;
-  metrics.times_[Metrics::kWhole].observe(seconds(arrived_));
-  if (choice.num_tokens > 0) metrics.times_[Metrics::kDecode].observe(seconds(choice.first));
-  metrics.sizes_[Metrics::kOutputTokens].observe(static_cast<double>(choice.num_tokens));
+  metrics.observe(Metrics::kWhole, seconds(arrived_));
+  if (choice.num_tokens > 0) metrics.observe(Metrics::kDecode, seconds(choice.first));
+  metrics.observe(Metrics::kOutputTokens, static_cast<double>(choice.num_tokens));
 }
 
 void CallTimes::abandon(Metrics& metrics) {

@@ -45,10 +45,22 @@ class Metrics {
 
  private:
   friend class CallTimes;
-  enum Times { kFirstToken, kBetweenTokens, kDecode, kWhole, kNumTimes };
-  enum Sizes { kPromptTokens, kOutputTokens, kMaxTokens, kChoices, kNumSizes };
-  std::deque<Histogram> times_;  // seconds, by Times
-  std::deque<Histogram> sizes_;  // by Sizes
+  // In the order of their names in metrics.cc. Times in seconds.
+  enum Measure {
+    kFirstToken,
+    kBetweenTokens,
+    kDecode,
+    kWhole,
+    kPromptTokens,
+    kOutputTokens,
+    kMaxTokens,
+    kChoices
+  };
+  void observe(Measure measure, double value, uint64_t times = 1) {
+    histograms_[measure].observe(value, times);
+  }
+
+  std::deque<Histogram> histograms_;  // by Measure
   std::atomic<uint64_t> prompt_tokens_ = 0;
   std::atomic<uint64_t> output_tokens_ = 0;
   std::array<std::atomic<uint64_t>, 5> finished_{};   // choices, by FinishReason

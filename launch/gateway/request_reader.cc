@@ -109,6 +109,8 @@ void RequestReader::check_fields() {
   request_.http_1_1 = message.version() == 11;
   if (count_fields(message, http::field::host) != 1)
     return refuse(400, "The request must have one Host field.");
+  if (count_fields(message, http::field::authorization) > 1)
+    return refuse(400, "The request has more than one Authorization field.");
   // Beast takes "5, 5" for 5.
   const std::string_view length = message[http::field::content_length];
   if (num_lengths > 1 || length.find_first_not_of("0123456789") != std::string_view::npos)
@@ -134,6 +136,7 @@ void RequestReader::check_fields() {
   request_.method = message.method_string();
   request_.target = message.target();
   request_.content_type = message[http::field::content_type];
+  request_.authorization = message[http::field::authorization];
   request_.keep_alive = message.keep_alive();
   if (const std::string_view id = message["X-Request-Id"]; is_printable_id(id))
     request_.request_id = id;
@@ -152,6 +155,9 @@ void RequestReader::read_body() {
     if (used == 0) break;
   }
   if (parser.is_done()) {
+    // Beast 1.81 takes the fields of trailers for the request's own.
+    if (count_fields(parser.get(), http::field::host) != 1)
+      return refuse(400, "A trailer of the request's body names a Host.");
     request_.body = std::move(parser.get().body());
     state_ = State::kDone;
   } else if (unread_.size() > limits_.head_bytes) {

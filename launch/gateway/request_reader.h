@@ -16,7 +16,8 @@ struct HttpRequest {
   std::string method;
   std::string target;
   std::string content_type;
-  std::string request_id;  // X-Request-Id, if it is 1 to 128 printable characters
+  std::string authorization;  // a secret: never to be logged
+  std::string request_id;     // X-Request-Id, if it is 1 to 128 printable characters
   std::string body;
   bool keep_alive = false;
   bool http_1_1 = false;
@@ -40,6 +41,8 @@ class RequestReader {
   State advance();
   // The request of kDone; bytes that followed it are kept for the next advance().
   HttpRequest take();
+  // What the head said, from kBody on; its body is not there yet.
+  const HttpRequest& head() const { return request_; }
   const HttpRefusal& refusal() const { return refusal_; }
   // True once, when the client waits for "100 Continue" before it sends the body.
   bool take_expect_continue();

@@ -20,6 +20,7 @@ struct Entry {
   std::string_view method;
   Route route;
   ApiKind kind = ApiKind::kChat;
+  bool open = false;
 };
 
 constexpr Entry kRoutes[] = {
@@ -28,10 +29,10 @@ constexpr Entry kRoutes[] = {
     {"/v1/completions", "POST", Route::kCall, ApiKind::kCompletion},
     {"/tokenize", "POST", Route::kCall, ApiKind::kTokenize},
     {"/detokenize", "POST", Route::kCall, ApiKind::kDetokenize},
-    {"/health", "GET", Route::kHealth},
-    {"/ready", "GET", Route::kHealth},
-    {"/ping", "GET", Route::kHealth},
-    {"/live", "GET", Route::kLive},
+    {"/health", "GET", Route::kHealth, {}, true},
+    {"/ready", "GET", Route::kHealth, {}, true},
+    {"/ping", "GET", Route::kHealth, {}, true},
+    {"/live", "GET", Route::kLive, {}, true},
     {"/version", "GET", Route::kVersion},
     {"/metrics", "GET", Route::kMetrics},
     {"/load", "GET", Route::kLoad},
@@ -64,6 +65,7 @@ RouteMatch find_route(std::string_view method, std::string_view target) {
   const auto take = [&](const Entry& entry) {
     match.route = entry.route;
     match.kind = entry.kind;
+    match.open = entry.open;
     match.status = method == entry.method ? 200 : 405;
     if (match.status == 405) match.allow = entry.method;
   };
@@ -97,6 +99,7 @@ std::string write_head(const AnswerHead& head) {
   if (head.chunked) text += "Transfer-Encoding: chunked\r\n";
   if (!head.allow.empty()) text += fmt::format("Allow: {}\r\n", head.allow);
   if (head.retry_after_s > 0) text += fmt::format("Retry-After: {}\r\n", head.retry_after_s);
+  if (head.status == 401) text += "WWW-Authenticate: Bearer\r\n";
   // A bug of ours will be there again: clients would repeat the request twice for nothing.
   if (head.status == 500) text += "x-should-retry: false\r\n";
   if (head.close) text += "Connection: close\r\n";

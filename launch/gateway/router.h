@@ -14,6 +14,7 @@ struct RouteMatch {
   int status = 404;  // 200: `route` is it; 404: no such path; 405: not with this method
   Route route = Route::kLive;
   ApiKind kind = ApiKind::kChat;  // of kCall
+  bool open = false;              // needs no key; all else does, unknown paths included
   std::string_view allow;         // with 405
   std::string model;              // of kModel, percent-decoded
 };

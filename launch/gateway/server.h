@@ -21,6 +21,8 @@ struct HttpLimits {
   size_t body_chunks = 65'536;
   size_t connections = 10'000;
   size_t open_calls = 4096;         // parsed or in the engine
+  size_t calls_per_key = 256;       // of these, when there are keys
+  size_t calls_per_minute = 0;      // begun with one key, as many at once; 0: no limit
   size_t stream_queue = 256 << 10;  // bytes a stream's reader may lag behind
   std::chrono::milliseconds head_time{10'000};
   std::chrono::milliseconds body_grace{10'000};  // then at least body_rate
@@ -34,13 +36,15 @@ struct ServerConfig {
   uint16_t port = 8000;  // 0: any free one, see Server::port()
   int64_t shutdown_timeout_s = 30;
   int io_threads = 1;
-  int text_threads = 2;  // parse, template, tokenize
+  int text_threads = 2;      // parse, template, tokenize
+  std::string api_key;       // one key; neither this nor a file: everybody may ask
+  std::string api_key_file;  // more, one a line
   HttpLimits limits;
 };
 
 class Server {
  public:
-  // Binds at once: throws Error(kAddress) when the port is in use.
+  // Binds at once: throws Error(kAddress) when the port is in use, kInput for a bad key file.
   explicit Server(const ServerConfig& config);
   // Stops without waiting for open calls; they are cancelled.
   ~Server();

@@ -71,6 +71,23 @@ TEST(CommandLine, FlagsOfEveryKind) {
   EXPECT_EQ(line.options.launch.mpirun_args, (Words{"--mca", "btl", "tcp,self"}));
 }
 
+TEST(CommandLine, WhatCallsOfTheServerMay) {
+  const Options bare = parse({"serve", "m"}).options;
+  EXPECT_FALSE(bare.allow_priority || bare.strict_fields);
+  EXPECT_EQ(bare.server.limits.calls_per_key, 256u);
+  const Options set =
+      parse({"serve", "m", "--scheduling-policy", "priority", "--strict-fields", "--api-key", "k",
+                "--api-key-file", "f", "--max-calls-per-key", "3", "--max-calls-per-minute", "60"})
+          .options;
+  EXPECT_TRUE(set.allow_priority && set.strict_fields);
+  EXPECT_EQ(set.server.api_key, "k");
+  EXPECT_EQ(set.server.api_key_file, "f");
+  EXPECT_EQ(set.server.limits.calls_per_key, 3u);
+  EXPECT_EQ(set.server.limits.calls_per_minute, 60u);
+  EXPECT_NE(refusal({"serve", "m", "--scheduling-policy", "lifo"}).find("--scheduling-policy"),
+      std::string::npos);
+}
+
 TEST(CommandLine, TheModelMayBeAFlag) {
   EXPECT_EQ(parse({"bench", "latency", "--model", "m"}).options.launch.engine.model_path, "m");
   EXPECT_EQ(parse({"bench", "latency", "--json", "m"}).options.launch.engine.model_path, "m");

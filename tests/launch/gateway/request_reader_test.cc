@@ -66,6 +66,7 @@ TEST(RequestReader, RefusesWhatCouldBeReadInTwoWays) {
       {get(""), 400},
       {get("Host: a\r\nHost: b\r\n"), 400},
       {get("Host: a\r\nX: 1\r\n 2\r\n"), 400},
+      {get("Host: a\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n"), 400},
       {get("Host: a\r\n\tb\r\n"), 400},
       {post("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"), 400},
       {post("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", "0\r\n\r\n"), 400},
@@ -109,11 +110,15 @@ TEST(RequestReader, RefusesWhatCouldBeReadInTwoWays) {
     }
 }
 
-TEST(RequestReader, AHostInATrailerChangesNothing) {
+TEST(RequestReader, ATrailerChangesNothingAndMayNotNameAHost) {
+  const std::string chunked = "Transfer-Encoding: chunked\r\n", end = "1\r\nx\r\n0\r\n";
   const Outcome outcome = read(post(
-      "Transfer-Encoding: chunked\r\n", "1\r\nx\r\n0\r\nHost: evil\r\nConnection: close\r\n\r\n"));
+      chunked, end + "Connection: close\r\nAuthorization: Bearer x\r\nContent-Type: a/b\r\n\r\n"));
   ASSERT_EQ(outcome.requests.size(), 1u);
   EXPECT_TRUE(outcome.requests[0].keep_alive);
+  EXPECT_EQ(outcome.requests[0].authorization, "");
+  EXPECT_EQ(outcome.requests[0].content_type, "");
+  EXPECT_EQ(read(post(chunked, end + "Host: evil\r\n\r\n")).status, 400);
 }
 
 TEST(RequestReader, HoldsItsLimits) {
