@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <sstream>
+
 namespace millrace {
 namespace {
 
@@ -30,6 +33,24 @@ TEST(Router, NamesTheMethodThatWouldDo) {
   EXPECT_EQ(find_route("POST", "/v1/models").allow, "GET");
   EXPECT_EQ(find_route("DELETE", "/v1/models/x").allow, "GET");
   EXPECT_EQ(find_route("get", "/health").status, 405);
+}
+
+// "| `GET /path` | key | ..." for each route, as docs/api.md has it.
+TEST(Router, TheTableOfRoutesIsWhatTheServerHas) {
+  std::ifstream page("docs/api.md");
+  size_t num_routes = 0;
+  for (std::string line; std::getline(page, line);) {
+    if (!line.starts_with("| `GET ") && !line.starts_with("| `POST ")) continue;
+    std::string bar, method, path, key;
+    std::istringstream(line) >> bar >> method >> path >> bar >> key;
+    method.erase(0, 1);
+    path.pop_back();
+    const RouteMatch match = find_route(method, path);
+    EXPECT_EQ(match.status, 200) << line;
+    EXPECT_EQ(match.open, key == "no") << line;
+    ++num_routes;
+  }
+  EXPECT_EQ(num_routes, 13u);
 }
 
 TEST(Router, JsonBodies) {
