@@ -34,7 +34,7 @@ def test_kernels_by_the_shapes_of_the_model(start):
     report, found = run(start, "kernels", "--max-num-batched-tokens", 256)
     for verb in ("qkv 192x96", "o 96x96", "gate_up 256x96", "down 96x128", "head 512x96"):
         assert {f"{verb}, {rows} rows" for rows in (1, 8, 64, 256)} <= found.keys()
-    for verb in ("rms_norm", "add_rms_norm", "silu_mul", "rope_kv_write"):
+    for verb in ("rms_norm", "add_rms_norm", "gate_mul", "rope_kv_write"):
         assert {f"{verb}, 1 rows", f"{verb}, 256 rows"} <= found.keys()
     assert "prefill attention, 1 x 256" in found
     assert {"sampling greedy, 64 rows", "sampling top-k and top-p, 64 rows"} <= found.keys()
