@@ -108,7 +108,9 @@ void widen_block(const Block& block, float* out) {
 }
 
 // Word 2n + t of a plane's vector for elements 2j + t of 32, all pairs: as blocks.h says.
+// Types without a high plane have none of its bytes.
 void pack_plane(const uint8_t* codes, int row, int bits, int shift, uint8_t* to) {
+  if (bits == 0) return;
   const int mask = (1 << bits) - 1;
   for (int e = 0; e < 32; ++e) {
     const int at = e / 2 * bits;
@@ -117,6 +119,7 @@ void pack_plane(const uint8_t* codes, int row, int bits, int shift, uint8_t* to)
   }
 }
 void unpack_plane(const uint8_t* from, int row, int bits, int shift, uint8_t* codes) {
+  if (bits == 0) return;
   const int mask = (1 << bits) - 1;
   for (int e = 0; e < 32; ++e) {
     const int at = e / 2 * bits;
