@@ -60,3 +60,13 @@ def permute(weight, heads):
     """Llama rows as GGUF keeps them: a head's halves interleaved."""
     rows = weight.shape[0]
     return (weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape))
+
+
+def add_sizes(writer, config):
+    """The sizes that every GGUF file tells, in this order."""
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)

@@ -6,7 +6,7 @@ import math
 import gguf
 import numpy as np
 import torch
-from golden_common import DATA, GREEDY_TOKENS, Q, permute, random_model, round_weights, \
+from golden_common import DATA, GREEDY_TOKENS, Q, add_sizes, permute, random_model, round_weights, \
     write_goldens_of
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -106,12 +106,7 @@ GGUF_FAMILIES = {
 
 
 def add_family_keys(writer, arch, config):
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    add_sizes(writer, config)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)

@@ -29,7 +29,7 @@ import gguf
 import numpy as np
 import torch
 import transformers
-from golden_common import DATA, GOLDENS, GREEDY_TOKENS, Q, ROOT, permute, random_model, \
+from golden_common import DATA, GOLDENS, GREEDY_TOKENS, Q, ROOT, add_sizes, permute, random_model, \
     round_weights, write_goldens_of
 from golden_families import make_families
 from safetensors.torch import save_file
@@ -197,12 +197,7 @@ def add_byte_level_vocabulary(writer, tokenizer):
 def make_gguf(model, tokenizer):
     config = model.config
     writer = gguf.GGUFWriter(DATA / "tiny-llama.gguf", "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    add_sizes(writer, config)
     writer.add_rope_freq_base(10000.0)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)

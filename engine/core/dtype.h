@@ -29,9 +29,11 @@ enum class DType : uint8_t {
 // blocks of one. The quantized layouts are GGUF's (ggml-common.h), fields in the order of the
 // bytes:
 //   Q8_0    f16 scale, 32 x i8
-//   Q4_0    f16 scale, 16 bytes of nibbles          IQ4_NL the same, a nibble is an index of a
-//   table Q4_1    f16 scale, f16 minimum, 16 bytes of nibbles Q5_0    f16 scale, 32 fifth bits, 16
-//   bytes of nibbles Q5_1    f16 scale, f16 minimum, 32 fifth bits, 16 bytes of nibbles
+//   Q4_0    f16 scale, 16 bytes of nibbles
+//   IQ4_NL  the same, a nibble is an index of a table
+//   Q4_1    f16 scale, f16 minimum, 16 bytes of nibbles
+//   Q5_0    f16 scale, 32 fifth bits, 16 bytes of nibbles
+//   Q5_1    f16 scale, f16 minimum, 32 fifth bits, 16 bytes of nibbles
 // and, of 256 elements whose parts have scales (and minimums) of their own,
 //   Q2_K    16 x (4-bit scale, 4-bit minimum), 64 bytes of 2 bits, f16 scale, f16 minimum
 //   Q3_K    256 third bits, 64 bytes of 2 bits, 16 x 6-bit scale, f16 scale

@@ -27,8 +27,8 @@ constexpr int32_t kMaxSlots = 65535;
 constexpr int32_t kAnyVocabulary = 32'000;  // ids of prompts that are only told apart
 constexpr int32_t kMaxReplicas = 4096;
 constexpr double kSteadyBegin = 0.3, kSteadyEnd = 0.8;  // shares of the requests that have ended
-constexpr int kSteadyRounds =
-    4;  // requests for each that runs at once, from which on there is such a part
+// Requests for each that may run at once, from which on there is such a part.
+constexpr int kSteadyRounds = 4;
 
 // The folder of `shape`: itself, or a name under configs/shapes here or beside the build.
 std::string find_shape(const std::string& shape) {

@@ -124,4 +124,16 @@ class HttpClient {
   std::string input_;
 };
 
+// One request over a connection of its own.
+inline HttpAnswer get_from(uint16_t port, const std::string& path) {
+  HttpClient client(port);
+  client.get(path);
+  return client.read_answer();
+}
+inline HttpAnswer post_to(uint16_t port, const std::string& path, const std::string& body) {
+  HttpClient client(port);
+  client.post(path, body);
+  return client.read_answer();
+}
+
 }  // namespace millrace

@@ -24,15 +24,9 @@ class Routes : public ::testing::Test {
     server_->set_engine(engine_, model);
     server_->start();
   }
-  HttpAnswer get(const std::string& path) {
-    HttpClient client(server_->port());
-    client.get(path);
-    return client.read_answer();
-  }
+  HttpAnswer get(const std::string& path) { return get_from(server_->port(), path); }
   HttpAnswer post(const std::string& path, const std::string& body) {
-    HttpClient client(server_->port());
-    client.post(path, body);
-    return client.read_answer();
+    return post_to(server_->port(), path, body);
   }
   // The value of the sample that begins so; -1 when there is none.
   double figure(const std::string& sample) {

@@ -47,15 +47,9 @@ class ServerTest : public ::testing::Test {
     config.io_threads = 2;
     return config;
   }
-  HttpAnswer get(const std::string& path) {
-    HttpClient client(server_->port());
-    client.get(path);
-    return client.read_answer();
-  }
+  HttpAnswer get(const std::string& path) { return get_from(server_->port(), path); }
   HttpAnswer post(const std::string& path, const std::string& body) {
-    HttpClient client(server_->port());
-    client.post(path, body);
-    return client.read_answer();
+    return post_to(server_->port(), path, body);
   }
   json::value error_of(const HttpAnswer& answer) { return json::parse(answer.body).at("error"); }
 
