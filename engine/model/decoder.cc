@@ -11,7 +11,7 @@ namespace millrace {
 
 namespace {
 
-// Columns are dealt in these multiples: whole quantized blocks, whole vectors.
+// Columns are dealt at least in these multiples: whole vectors, whole blocks of most types.
 constexpr int64_t kColumnMultiple = 32;
 constexpr int64_t kVocabMultiple = 4;  // ids that share a block of sampling noise
 
@@ -37,6 +37,18 @@ AttentionShape shard_attention(const ModelConfig& config, int tp, int tp_rank) {
       .softcap = config.attention_softcap};
 }
 
+int64_t column_multiple(const Checkpoint& checkpoint, int tp) {
+  const ModelConfig& config = checkpoint.config();
+  int64_t multiple = kColumnMultiple;
+  for (int i = 0; i < config.num_layers; ++i) {
+    const TensorInfo* down =
+        checkpoint.find(fmt::format("model.layers.{}.mlp.down_proj.weight", i));
+    if (down == nullptr) continue;
+    multiple = std::max<int64_t>(multiple, dtype_info(down->dtype).block_size);
+  }
+  return config.intermediate_size / multiple >= tp ? multiple : kColumnMultiple;
+}
+
 Decoder::Decoder(const Checkpoint& checkpoint, const Stage& stage, const DecoderLimits& limits,
     Ops& ops, TpOps& tp, Device& device, const std::function<void()>& on_tensor)
     : config_(checkpoint.config()),
@@ -49,7 +61,8 @@ Decoder::Decoder(const Checkpoint& checkpoint, const Stage& stage, const Decoder
       copies_kv_(tp.rank() > 0 &&
                  shard_heads(config_.num_heads, config_.num_kv_heads, tp.size(), tp.rank() - 1)
                          .kv_heads.begin == heads_.kv_heads.begin),
-      columns_(shard_columns(config_.intermediate_size, kColumnMultiple, tp.size(), tp.rank())) {
+      columns_(shard_columns(config_.intermediate_size, column_multiple(checkpoint, tp.size()),
+          tp.size(), tp.rank())) {
   WeightLoader loader(checkpoint, device, on_tensor);
   for (int i = 0; i < stage.num_layers; ++i) {
     layers_.push_back(load_layer(loader, stage.first_layer + i));

@@ -28,6 +28,9 @@ struct DecoderLimits {
 
 // The heads of one tensor-parallel rank.
 AttentionShape shard_attention(const ModelConfig& config, int tp, int tp_rank);
+// The MLP's columns are dealt to ranks in multiples of this: whole blocks of every down_proj where
+// each rank still gets some, else of 32 (a split block then widens that tensor).
+int64_t column_multiple(const Checkpoint& checkpoint, int tp);
 
 class Decoder {
  public:

@@ -6,7 +6,7 @@
 #include <map>
 
 #include "engine/kernels/ops.h"
-#include "engine/model/weights.h"
+#include "engine/model/decoder.h"
 
 namespace millrace {
 namespace {
@@ -15,6 +15,7 @@ namespace {
 class MadeUpCheckpoint final : public Checkpoint {
  public:
   std::map<std::string, TensorInfo> tensors;
+  using Checkpoint::config_;
 
   const TensorInfo* find(const std::string& name) const override {
     const auto found = tensors.find(name);
@@ -88,6 +89,20 @@ TEST_F(LoadingTest, ASplitBlockIsWidened) {
     widen_rows(TensorView(stored.data() + row * 102, DType::kQ8_0, {1, 96}), line.data());
     ASSERT_EQ(std::memcmp(split.view.row(row), line.data() + 16, 48 * 4), 0) << row;
   }
+}
+
+TEST_F(LoadingTest, ColumnsAreDealtInWholeBlocksWhereAllRanksGetSome) {
+  checkpoint_.config_.num_layers = 2;
+  checkpoint_.config_.intermediate_size = 1536;
+  TensorInfo& first = checkpoint_.tensors["model.layers.0.mlp.down_proj.weight"];
+  TensorInfo& second = checkpoint_.tensors["model.layers.1.mlp.down_proj.weight"];
+  first = second = {DType::kF16, {576, 1536}};
+  EXPECT_EQ(column_multiple(checkpoint_, 2), 32);
+  second.dtype = DType::kQ5_0;
+  EXPECT_EQ(column_multiple(checkpoint_, 2), 32);
+  second.dtype = DType::kQ6K;
+  EXPECT_EQ(column_multiple(checkpoint_, 6), 256);
+  EXPECT_EQ(column_multiple(checkpoint_, 7), 32);
 }
 
 }  // namespace
