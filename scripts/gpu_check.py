@@ -267,8 +267,17 @@ def checkpoint_folder():
     raise SystemExit("no folder with 20 GB of room for the checkpoint")
 
 
+def served_shape(scratch):
+    """A folder of the 8B shape with a tokenizer, so that it can be served."""
+    folder = scratch / "model"
+    folder.mkdir()
+    for file in (SHAPES / "llama-3.1-8b/config.json", *(ROOT / "tests/data/tiny-llama").glob("*oken*")):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
 def start(source):
-    model, flags = SHAPES / "llama-3.1-8b", ["--load-format", "dummy", "--dtype", "bfloat16"]
+    flags = ["--load-format", "dummy", "--dtype", "bfloat16"]
     with tempfile.TemporaryDirectory() as scratch:
         if source == "folder":
             from make_checkpoint import make
@@ -279,12 +288,8 @@ def start(source):
                 print(f"made {size / 1e9:.2f} GB in {model} in {time.time() - begin:.1f} s")
             subprocess.run(["cat", model / "model.safetensors"], stdout=subprocess.DEVNULL,
                            check=True)  # into the page cache
-        else:  # a folder with a tokenizer, so that it can be served
-            folder = Path(scratch) / "model"
-            folder.mkdir()
-            for file in (model / "config.json", *(ROOT / "tests/data/tiny-llama").glob("*oken*")):
-                (folder / file.name).write_bytes(file.read_bytes())
-            model = folder
+        else:
+            model = served_shape(Path(scratch))
         for attempt in ("first", "second"):  # the first also reads the program and its libraries
             first_token(model, flags, Path(scratch), f"start {source}, {attempt}")
     return 0
@@ -345,12 +350,12 @@ def kill(layout):
     from jobs import MODEL_NAME, Server
     tp, pp = map(int, layout.split("x"))
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder), "--device", "cuda", "--max-model-len", 2048, mode=2, tp=tp,
-                        pp=pp)
+        server = Server(Path(folder), "--device", "cuda", "--max-model-len", 4096, "--load-format",
+                        "dummy", mode=2, tp=tp, pp=pp, model=served_shape(Path(folder)))
         ends = []
 
         def stream():
-            body = {"model": MODEL_NAME, "prompt": "Once upon a time", "max_tokens": 1900,
+            body = {"model": MODEL_NAME, "prompt": [5] * 16, "max_tokens": 1900,
                     "ignore_eos": True, "stream": True, "temperature": 0}
             request = urllib.request.Request(f"{server.base}/v1/completions",
                                              json.dumps(body).encode(),
