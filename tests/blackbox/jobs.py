@@ -144,11 +144,11 @@ class Job:
 class Server(Job):
     """`millrace serve` on a port of the test's own choice; ready when constructed."""
 
-    def __init__(self, folder, *arguments, mode=1, tp=1, pp=1):
+    def __init__(self, folder, *arguments, mode=1, tp=1, pp=1, model=MODEL):
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
         super().__init__(command("serve", "--port", self.port, "--served-model-name", MODEL_NAME,
-                                 *arguments, mode=mode, tp=tp, pp=pp), folder)
+                                 *arguments, mode=mode, tp=tp, pp=pp, model=model), folder)
         end = time.monotonic() + START_TIMEOUT
         while not self.healthy():
             code = self.process.poll()

@@ -115,15 +115,15 @@ TEST(Plan, DecodersSpreadOverTheStages) {
 
 TEST(Plan, ConsecutiveChunksOfOnePromptFillTheStages) {
   Harness h(make_config(4, 512));
-  // A sixteenth of what is left, and no fewer than 256: a smaller step would take as long. 274 and
-  // 257 would begin a tile of 64 rows for the sake of a few.
-  h.scheduler.add(1, make_request(5000, 2)).ok();
-  for (const char* plan : {"0:312+20", "0:293+18", "0:256+16", "0:256+16", "0:256+16"}) {
+  // A sixteenth of what is left, in whole tiles of 64 rows (375 355 335 315 299 are the shares), and
+  // no fewer than 256: a smaller step would take as long.
+  h.scheduler.add(1, make_request(6000, 2)).ok();
+  for (const char* plan : {"0:320+20", "0:320+20", "0:320+20", "0:256+16", "0:256+16"}) {
     EXPECT_EQ(h.plan(), plan);
   }
   EXPECT_EQ(h.plan(), "none");
   h.commit();
-  // Who arrives beside it adds to the backlog: 13,608 tokens.
+  // Who arrives beside it adds to the backlog: 14,528 tokens.
   h.scheduler.add(2, make_request(10'000, 2)).ok();
   EXPECT_EQ(h.plan(), "0:512+32");  // the whole budget is less
 }

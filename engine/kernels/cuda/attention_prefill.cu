@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kWarps = kPrefillRows / 16;
 constexpr int kThreads = 32 * kWarps;
+constexpr int kMaxPairs = 4;  // of a head's columns, for each lane of a warp
 
 template <int D>
 constexpr int kStages = D <= 128 ? 3 : 2;
@@ -105,18 +106,35 @@ __global__ void __launch_bounds__(kThreads) combine_prefill_kernel(AttentionArgs
   for (int row = at.tile.first_row + at.tile.piece * kWarps + threadIdx.x / 32; row < end;
        row += count * kWarps) {
     const auto part = [&](int piece) { return a.partial_row(at, piece, row); };
-    float max = -INFINITY, weight = 0;  // a lane a piece
+    float max = -INFINITY, weight = 0;
     for (int p = lane; p < count; p += 32) max = fmaxf(max, part(p)[d]);
     max = warp_reduce(max, Max());
-    for (int p = lane; p < count; p += 32) weight += part(p)[d + 1] * fast_exp2(part(p)[d] - max);
-    weight = warp_reduce(weight, Sum());
-    T* to = a.out + (at.first_token + row / group) * a.out_stride +
-            (at.kv_head * group + row % group) * d;
-    for (int i = lane; i < d; i += 32) {
-      float sum = 0;
-#pragma unroll 8
-      for (int p = 0; p < count; ++p) sum += part(p)[i] * fast_exp2(part(p)[d] - max);
-      to[i] = from_float<T>(sum / weight);
+    float2 sums[kMaxPairs] = {};  // a lane's columns
+    for (int first = 0; first < count; first += 32) {
+      float scale = 0;  // of the piece first + lane
+      if (first + lane < count) {
+        scale = fast_exp2(part(first + lane)[d] - max);
+        weight += part(first + lane)[d + 1] * scale;
+      }
+#pragma unroll 4
+      for (int p = first; p < min(first + 32, count); ++p) {
+        const float factor = __shfl_sync(0xffffffffu, scale, p - first);
+        const auto* from = reinterpret_cast<const float2*>(part(p));
+#pragma unroll
+        for (int i = 0; i < kMaxPairs; ++i) {
+          if (2 * (lane + 32 * i) >= d) break;
+          const float2 value = from[lane + 32 * i];
+          sums[i].x += value.x * factor, sums[i].y += value.y * factor;
+        }
+      }
+    }
+    const float divisor = 1 / warp_reduce(weight, Sum());
+    auto* to = reinterpret_cast<uint32_t*>(a.out + (at.first_token + row / group) * a.out_stride +
+                                           (at.kv_head * group + row % group) * d);
+#pragma unroll
+    for (int i = 0; i < kMaxPairs; ++i) {
+      if (2 * (lane + 32 * i) >= d) break;
+      to[lane + 32 * i] = pack_pair<T>(sums[i].x * divisor, sums[i].y * divisor);
     }
   }
 }
