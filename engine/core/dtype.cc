@@ -17,7 +17,7 @@ void narrow(std::span<const float> from, DType to, uint8_t* out) {
   for (size_t i = 0; i < from.size(); ++i) {
     uint16_t bits = 0;
     if (to == DType::kF16) {
-      bits = std::bit_cast<uint16_t>(static_cast<_Float16>(from[i]));
+      bits = std::bit_cast<uint16_t>(static_cast<Half>(from[i]));
     } else {  // the upper half
       const auto wide = std::bit_cast<uint32_t>(from[i]);
       bits = static_cast<uint16_t>(

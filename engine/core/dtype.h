@@ -7,6 +7,13 @@
 
 namespace millrace {
 
+// An IEEE half. (GCC knows it by this name in C++ on Arm only from 13 on.)
+#if defined(__aarch64__)
+using Half = __fp16;
+#else
+using Half = _Float16;
+#endif
+
 enum class DType : uint8_t {
   kF32,
   kF16,

@@ -22,7 +22,7 @@ struct Block {
 };
 
 float half_value(uint16_t bits) {
-  _Float16 half;
+  Half half;
   std::memcpy(&half, &bits, 2);
   return static_cast<float>(half);
 }

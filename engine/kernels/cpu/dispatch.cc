@@ -16,6 +16,8 @@ std::span<const CpuKernels* const> cpu_kernel_levels() {
       found.push_back(&kernels_avx512());
     }
     if (avx2) found.push_back(&kernels_avx2());
+#elif defined(__aarch64__)
+    found.push_back(&kernels_neon());
 #endif
     found.push_back(&kernels_portable());
     return found;

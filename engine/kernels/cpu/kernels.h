@@ -105,6 +105,7 @@ struct CpuKernels {
 const CpuKernels& kernels_avx512_vnni();
 const CpuKernels& kernels_avx512();
 const CpuKernels& kernels_avx2();
+const CpuKernels& kernels_neon();
 const CpuKernels& kernels_portable();
 
 }  // namespace millrace
