@@ -24,8 +24,7 @@ struct KeyChunk {
 
 // Element i = q · k[i], i < kWidth.
 inline Vec dot_keys(const float* q, const float* k, int32_t dim) {
-  Vec acc[kWidth];
-  for (Vec& a : acc) a = vec_set(0);
+  Vec acc[kWidth] = {};
   int32_t d = 0;
   for (; d + kWidth <= dim; d += kWidth) {
     const Vec qv = vec_load(q + d);
