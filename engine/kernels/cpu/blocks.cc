@@ -1,6 +1,5 @@
 #include "engine/kernels/cpu/blocks.h"
 
-#include <algorithm>
 #include <cstring>
 
 #include "engine/base/check.h"

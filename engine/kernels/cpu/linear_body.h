@@ -49,7 +49,8 @@ inline void linear_tile(const LinearArgs& a, int64_t rows, int64_t m0, int64_t n
   const uint8_t* w[kTileOutputs];
   for (int n = 0; n < kTileOutputs; ++n) w[n] = a.w + min_of(n0 + n, a.n_end - 1) * a.w_stride;
   // The processor follows long streams by itself, not four short ones (twice the speed from memory
-  // at K = 1536).
+  // at K = 1536). A panel is in the cache.
+  constexpr bool kFromMemory = kRows <= kStreamRows;
   const int64_t next_tile = kTileOutputs * a.w_stride;
   const float* x = a.x + m0 * a.x_stride;
   Vec acc[kRows][kTileOutputs] = {};
@@ -59,7 +60,7 @@ inline void linear_tile(const LinearArgs& a, int64_t rows, int64_t m0, int64_t n
     for (int n = 0; n < kTileOutputs; ++n) {
       const uint8_t* p = w[n] + k * Weight::kBytes;
       weights[n] = load_weights<Weight>(p, part);
-      __builtin_prefetch(p + next_tile);
+      if (kFromMemory) __builtin_prefetch(p + next_tile);
     }
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {

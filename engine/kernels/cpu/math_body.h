@@ -1,6 +1,8 @@
 // Vector arithmetic over whichever Vec the including kernels_*.cc chose.
 #pragma once
 
+#include <cstring>
+
 namespace millrace {
 namespace {
 
@@ -12,26 +14,6 @@ inline Vec vec_load(const float* p) {
 }
 inline void vec_store(float* p, Vec a) { std::memcpy(p, &a, sizeof(a)); }
 
-// kWidth elements of a stored type as 32-bit integers.
-template <typename T>
-inline Sums load_as_sums(const uint8_t* p) {
-  using Stored __attribute__((vector_size(kWidth * sizeof(T)))) = T;
-  Stored stored;
-  std::memcpy(&stored, p, sizeof(stored));
-  return __builtin_convertvector(stored, Sums);
-}
-inline Vec vec_load_bf16(const uint8_t* p) {
-  return reinterpret_cast<Vec>(load_as_sums<uint16_t>(p) << 16);
-}
-inline Vec vec_load_i8(const uint8_t* p) {
-  return __builtin_convertvector(load_as_sums<int8_t>(p), Vec);
-}
-// Whole numbers of 16 bits.
-inline void vec_store_i16(int16_t* p, Vec a) {
-  using Stored __attribute__((vector_size(kWidth * 2))) = int16_t;
-  const Stored stored = __builtin_convertvector(__builtin_convertvector(a, Sums), Stored);
-  std::memcpy(p, &stored, sizeof(stored));
-}
 // 2^n of whole n in [-126, 127].
 inline Vec vec_exp2_whole(Vec n) {
   return reinterpret_cast<Vec>((__builtin_convertvector(n, Sums) + 127) << 23);

@@ -43,15 +43,29 @@ inline Vec vec_sums(const Vec* v) {
 }
 inline void vec_sums4(const Vec* v, float* out) { vec_store_n(out, vec_sums(v), 4); }
 
+// Four elements of a stored type as integers.
+template <typename T>
+inline Sums load_as_sums(const uint8_t* p) {
+  T stored[4];
+  std::memcpy(stored, p, sizeof(stored));
+  return Sums{stored[0], stored[1], stored[2], stored[3]};
+}
 // The exponent's bias differs by 112; a half's subnormals become exact multiples of 2^-24 with it.
 inline Vec vec_load_f16(const uint8_t* p) {
-  uint16_t half[4];
-  std::memcpy(half, p, sizeof(half));
-  const Sums bits{half[0], half[1], half[2], half[3]};
+  const Sums bits = load_as_sums<uint16_t>(p);
   const Sums magnitude = (bits & 0x7fff) << 13;
   const Sums finite = reinterpret_cast<Sums>(reinterpret_cast<Vec>(magnitude) * 0x1p112f);
   const Sums value = magnitude < (0x7c00 << 13) ? finite : magnitude | 0x7f800000;
   return reinterpret_cast<Vec>(value | (bits & 0x8000) << 16);
+}
+inline Vec vec_load_bf16(const uint8_t* p) {
+  return reinterpret_cast<Vec>(load_as_sums<uint16_t>(p) << 16);
+}
+inline Vec vec_load_i8(const uint8_t* p) {
+  return __builtin_convertvector(load_as_sums<int8_t>(p), Vec);
+}
+inline void vec_store_i16(int16_t* p, Vec a) {
+  for (int i = 0; i < 4; ++i) p[i] = static_cast<int16_t>(a[i]);
 }
 
 inline Sums add_pairs(Sums sum, Words a, Sums b) {
