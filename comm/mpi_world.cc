@@ -3,6 +3,7 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <climits>
 #include <condition_variable>
@@ -24,8 +25,6 @@ namespace {
 // MPI is started for one thread at a time: every call holds the process's one mutex. The thread
 // that keeps sends moving (MpiPeers) only tries it, for whoever holds it moves them as well.
 using MpiMutex = std::shared_ptr<std::mutex>;
-
-constexpr uint64_t kMaxPieceBytes = 1 << 30;  // MPI counts are ints
 
 // Throws Error(kWorkerLost) with MPI's words unless `result` is MPI_SUCCESS.
 void check_mpi(int result, const char* verb) {
@@ -268,6 +267,33 @@ class MpiPeers final : public PeerComm {
   std::thread thread_;
 };
 
+// mpirun; srun with PMIx; srun with PMI-2 and Hydra. SLURM_PROCID alone says nothing: a batch
+// script has it too.
+constexpr const char* kLaunchers[][2] = {{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"},
+    {"PMIX_RANK", "SLURM_STEP_NUM_TASKS"}, {"PMI_RANK", "PMI_SIZE"}};
+
+int number_in(const char* variable) {
+  const char* text = std::getenv(variable);
+  if (text == nullptr) return -1;
+  int value = -1;
+  const char* end = text + std::strlen(text);
+  const auto [rest, error] = std::from_chars(text, end, value);
+  return error == std::errc() && rest == end ? value : -1;
+}
+
+struct Place {
+  int rank = -1;
+  int size = -1;
+};
+
+Place find_place() {
+  for (const auto& [rank, size] : kLaunchers) {
+    const Place place{number_in(rank), number_in(size)};
+    if (place.rank >= 0 && place.size >= 1) return place;
+  }
+  return {};
+}
+
 }  // namespace
 
 MpiWorld::MpiWorld() : exceptions_(std::uncaught_exceptions()) {
@@ -307,25 +333,11 @@ Bytes MpiWorld::broadcast(const Bytes& bytes, int root) const {
   Bytes out = rank_ == root ? bytes : Bytes();
   uint64_t size = out.size();
   check_mpi(MPI_Bcast(&size, sizeof size, MPI_BYTE, root, MPI_COMM_WORLD), "MPI_Bcast");
+  CHECK(size <= INT_MAX, "a broadcast of {} bytes", size);  // MPI counts are ints
   out.resize(size);
-  for (uint64_t begin = 0; begin < size; begin += kMaxPieceBytes) {
-    const uint64_t piece = std::min(kMaxPieceBytes, size - begin);
-    check_mpi(
-        MPI_Bcast(out.data() + begin, static_cast<int>(piece), MPI_BYTE, root, MPI_COMM_WORLD),
-        "MPI_Bcast");
-  }
+  check_mpi(
+      MPI_Bcast(out.data(), static_cast<int>(size), MPI_BYTE, root, MPI_COMM_WORLD), "MPI_Bcast");
   return out;
-}
-
-void MpiWorld::barrier() const {
-  const std::lock_guard lock(*mutex_);
-  check_mpi(MPI_Barrier(MPI_COMM_WORLD), "MPI_Barrier");
-}
-
-// Takes no lock: another thread may be waiting inside MPI for the very rank that is gone.
-void MpiWorld::abort(int exit_code) const {
-  MPI_Abort(MPI_COMM_WORLD, exit_code);
-  std::_Exit(exit_code);
 }
 
 std::unique_ptr<DeviceComm> MpiWorld::split(int color, int key) const {
@@ -346,5 +358,11 @@ std::unique_ptr<PeerComm> MpiWorld::peers() const {
   }
   return std::make_unique<MpiPeers>(copy, mutex_);
 }
+
+bool launched_by_mpi() { return launcher_rank() >= 0; }
+
+int launcher_rank() { return find_place().rank; }
+
+int launcher_size() { return find_place().size; }
 
 }  // namespace millrace
