@@ -9,15 +9,16 @@
 
 namespace millrace {
 
-// A tensor-parallel group. Every rank calls the same verbs in the same order.
+// A tensor-parallel group. Every rank calls the same verbs in the same order. This class itself is
+// a group of one: nothing to do.
 class DeviceComm {
  public:
   virtual ~DeviceComm() = default;
-  virtual int rank() const = 0;
-  virtual int size() const = 0;
+  virtual int rank() const { return 0; }
+  virtual int size() const { return 1; }
   // x (contiguous; f32, on GPUs f16 or bf16 as well) = sum over ranks: the same bits on every rank,
   // and on the CPU, where it is added in rank order, in every batch.
-  virtual void all_reduce_sum(const TensorView& x) = 0;
+  virtual void all_reduce_sum(const TensorView& /*x*/) {}
   // How so many bytes are summed, for people.
   virtual const char* sum_method(int64_t /*bytes*/) const { return "in rank order"; }
   // residual += sum over ranks of x, then out = rms_norm(residual) · weight (f32 [H]), in one
@@ -30,11 +31,10 @@ class DeviceComm {
   // out [T, sum of cols]: row t is the ranks' rows t side by side; `cols` has each rank's width.
   // mine: f32 [T, cols[rank]], contiguous; out contiguous.
   virtual void all_gather_cols(
-      const TensorView& mine, std::span<const int64_t> cols, const TensorView& out) = 0;
+      const TensorView& /*mine*/, std::span<const int64_t> /*cols*/, const TensorView& /*out*/) {
+    CHECK(false, "who is alone has nothing to gather");
+  }
 };
-
-// A group of one: nothing to do.
-std::unique_ptr<DeviceComm> make_single_comm();
 
 // Ordered messages between ranks. A send returns at once and keeps reading its buffer until
 // wait_send(token); a receive blocks. Tags keep kinds apart.

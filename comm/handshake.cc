@@ -6,6 +6,7 @@
 #include <openssl/rand.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <string_view>
 
@@ -55,22 +56,17 @@ Mac sign(const SessionKey& key, std::string_view label, const Nonce& first, cons
   return mac;
 }
 
-// The parts one after another, which are the whole message.
-template <typename Message, typename... Parts>
-Message join(const Parts&... parts) {
-  static_assert((sizeof(Parts) + ...) == sizeof(Message));
-  Message message;
-  uint8_t* to = message.data();
-  ((std::memcpy(to, &parts, sizeof parts), to += sizeof parts), ...);
-  return message;
-}
-
-template <typename Message, typename... Parts>
-void split(const Message& message, Parts&... parts) {
-  static_assert((sizeof(Parts) + ...) == sizeof(Message));
-  const uint8_t* from = message.data();
-  ((std::memcpy(&parts, from, sizeof parts), from += sizeof parts), ...);
-}
+// What the messages' bytes are.
+struct ChallengeParts {
+  Prefix prefix;
+  Nonce nonce;
+};
+struct AnswerParts {
+  Prefix prefix;
+  int32_t rank;
+  Nonce nonce;
+  Mac mac;
+};
 
 }  // namespace
 
@@ -82,33 +78,29 @@ bool prefix_fits(std::span<const uint8_t> received) {
 }
 
 Challenge make_challenge(const Nonce& coordinator_nonce) {
-  return join<Challenge>(Prefix(), coordinator_nonce);
+  return std::bit_cast<Challenge>(ChallengeParts{Prefix(), coordinator_nonce});
 }
 
 bool read_challenge(const Challenge& challenge, Nonce* coordinator_nonce) {
   if (!prefix_fits(challenge)) return false;
-  Prefix prefix;
-  split(challenge, prefix, *coordinator_nonce);
+  *coordinator_nonce = std::bit_cast<ChallengeParts>(challenge).nonce;
   return true;
 }
 
 Answer make_answer(const SessionKey& key, const Nonce& coordinator_nonce, const Nonce& worker_nonce,
     int32_t rank) {
-  return join<Answer>(
-      Prefix(), rank, worker_nonce, sign(key, "worker", coordinator_nonce, worker_nonce, rank));
+  return std::bit_cast<Answer>(AnswerParts{
+      Prefix(), rank, worker_nonce, sign(key, "worker", coordinator_nonce, worker_nonce, rank)});
 }
 
 bool read_answer(const SessionKey& key, const Nonce& coordinator_nonce, const Answer& answer,
     int32_t* rank, Nonce* worker_nonce) {
   if (!prefix_fits(answer)) return false;
-  Prefix prefix;
-  int32_t claimed_rank;
-  Nonce nonce;
-  Mac claimed;
-  split(answer, prefix, claimed_rank, nonce, claimed);
-  if (!equal(claimed, sign(key, "worker", coordinator_nonce, nonce, claimed_rank))) return false;
-  *rank = claimed_rank;
-  *worker_nonce = nonce;
+  const auto parts = std::bit_cast<AnswerParts>(answer);
+  const Mac due = sign(key, "worker", coordinator_nonce, parts.nonce, parts.rank);
+  if (!equal(parts.mac, due)) return false;
+  *rank = parts.rank;
+  *worker_nonce = parts.nonce;
   return true;
 }
 

@@ -21,11 +21,8 @@ using Nonce = std::array<uint8_t, 32>;
 using Mac = std::array<uint8_t, 32>;
 
 inline constexpr size_t kPrefixBytes = 12;  // magic and version, the same in both directions
-inline constexpr size_t kChallengeBytes = kPrefixBytes + 32;
-inline constexpr size_t kAnswerBytes = kPrefixBytes + 4 + 32 + 32;
-inline constexpr size_t kProofBytes = 32;
-using Challenge = std::array<uint8_t, kChallengeBytes>;
-using Answer = std::array<uint8_t, kAnswerBytes>;
+using Challenge = std::array<uint8_t, kPrefixBytes + 32>;
+using Answer = std::array<uint8_t, kPrefixBytes + 4 + 32 + 32>;
 
 // Throws Error(kFailure) when the system has no random bytes.
 Nonce make_nonce();

@@ -74,7 +74,7 @@ class LinkListener {
 std::unique_ptr<CoordinatorLink> dial_coordinator(const std::vector<std::string>& addresses,
     uint16_t port, const SessionKey& key, int rank, int timeout_s);
 
-// Both ends in one process (mode 1): frames move through queues, no socket is opened.
+// Both ends in one process (mode 1), over a pair of local sockets.
 struct InProcessLink {
   std::unique_ptr<WorkerLink> worker_link;            // for the coordinator
   std::unique_ptr<CoordinatorLink> coordinator_link;  // for the worker's thread

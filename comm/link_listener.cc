@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/read.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -7,8 +9,7 @@
 #include <list>
 
 #include "comm/handshake.h"
-#include "comm/tcp_socket.h"
-#include "comm/tcp_worker_link.h"
+#include "comm/socket_links.h"
 #include "engine/base/log.h"
 #include "engine/base/status.h"
 
@@ -16,8 +17,10 @@ namespace millrace {
 
 namespace {
 
-using boost::asio::ip::tcp;
-using ErrorCodeType = boost::system::error_code;
+namespace asio = boost::asio;
+using asio::awaitable;
+using asio::ip::tcp;
+using boost::system::error_code;
 
 constexpr auto kSilenceLimit = std::chrono::seconds(10);
 constexpr auto kAcceptRetry = std::chrono::milliseconds(100);
@@ -29,12 +32,8 @@ struct Stranger {
       : socket(std::move(accepted)), deadline(socket.get_executor()) {}
 
   tcp::socket socket;
-  boost::asio::steady_timer deadline;
+  asio::steady_timer deadline;
   std::string name;
-  handshake::Nonce coordinator_nonce{};
-  handshake::Challenge challenge{};
-  handshake::Answer answer{};
-  handshake::Mac proof{};
   bool dropped = false;
 };
 using StrangerPtr = std::shared_ptr<Stranger>;
@@ -42,7 +41,7 @@ using StrangerPtr = std::shared_ptr<Stranger>;
 }  // namespace
 
 struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
-  Impl(boost::asio::io_context& io_context, const SessionKey& session_key, int num_ranks,
+  Impl(asio::io_context& io_context, const SessionKey& session_key, int num_ranks,
       LinkEvents link_events, OnLink link_callback)
       : key(session_key),
         seen(static_cast<size_t>(num_ranks)),
@@ -53,7 +52,7 @@ struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
 
   void listen(const std::string& address) {
     try {
-      const tcp::endpoint endpoint(boost::asio::ip::make_address(address), 0);
+      const tcp::endpoint endpoint(asio::ip::make_address(address), 0);
       acceptor.open(endpoint.protocol());
       acceptor.bind(endpoint);
       acceptor.listen();
@@ -65,103 +64,95 @@ struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
     }
   }
 
-  void accept() {
-    acceptor.async_accept([self = shared_from_this()](ErrorCodeType error, tcp::socket socket) {
-      if (self->stopped) return;
-      if (error) return self->accept_later(error);
-      self->greet(std::move(socket));
-      self->accept();
-    });
+  static awaitable<void> accept(std::shared_ptr<Impl> self) {
+    while (!self->stopped) {
+      error_code error;
+      tcp::socket socket = co_await self->acceptor.async_accept(into(error));
+      if (self->stopped) break;
+      if (!error) {
+        self->meet(std::move(socket));
+        continue;
+      }
+      // Out of descriptors, say: the next one may be free soon.
+      log::warning("cannot accept a worker's connection: {}", error.message());
+      self->retry.expires_after(kAcceptRetry);
+      co_await self->retry.async_wait(into(error));
+    }
   }
 
-  // Out of descriptors, say: the next one may be free soon.
-  void accept_later(ErrorCodeType error) {
-    log::warning("cannot accept a worker's connection: {}", error.message());
-    retry.expires_after(kAcceptRetry);
-    retry.async_wait([self = shared_from_this()](ErrorCodeType) {
-      if (!self->stopped) self->accept();
-    });
-  }
-
-  void greet(tcp::socket socket) {
+  void meet(tcp::socket socket) {
     // The oldest goes: a worker answers within a round trip, so the oldest is no worker.
     if (strangers.size() >= kMaxStrangers + seen.size()) {
       drop(strangers.front(), "too many connections without a proof");
     }
     auto stranger = std::make_shared<Stranger>(std::move(socket));
     strangers.push_back(stranger);
-    ErrorCodeType ignored;
+    error_code ignored;
     const tcp::endpoint peer = stranger->socket.remote_endpoint(ignored);
     stranger->name = fmt::format("{}:{}", peer.address().to_string(), peer.port());
     tune_tcp_socket(stranger->socket.native_handle());
-    stranger->coordinator_nonce = handshake::make_nonce();
-    stranger->challenge = handshake::make_challenge(stranger->coordinator_nonce);
-
     stranger->deadline.expires_after(kSilenceLimit);
-    stranger->deadline.async_wait([self = shared_from_this(), stranger](ErrorCodeType error) {
+    stranger->deadline.async_wait([self = shared_from_this(), stranger](error_code error) {
       if (!error) self->drop(stranger, "no proof within 10 seconds");
     });
-    boost::asio::async_write(stranger->socket, boost::asio::buffer(stranger->challenge),
-        [self = shared_from_this(), stranger](ErrorCodeType error, size_t) {
-          if (error) return self->drop(stranger, error.message());
-          self->read_answer(stranger);
-        });
+    asio::co_spawn(
+        stranger->socket.get_executor(), greet(shared_from_this(), stranger), asio::detached);
   }
 
-  void read_answer(const StrangerPtr& stranger) {
-    if (stranger->dropped) return;
+  // From the challenge to the proof; a stranger that is dropped meanwhile has a closed socket.
+  static awaitable<void> greet(std::shared_ptr<Impl> self, StrangerPtr stranger) {
+    error_code error;
+    const handshake::Nonce nonce = handshake::make_nonce();
+    const handshake::Challenge challenge = handshake::make_challenge(nonce);
+    co_await asio::async_write(stranger->socket, asio::buffer(challenge), into(error));
+    if (error) co_return self->drop(stranger, error.message());
+    handshake::Answer answer{};
     // Stops at the first byte that cannot be a worker's.
-    const auto wanted = [stranger](ErrorCodeType error, size_t received) -> size_t {
-      const std::span<const uint8_t> bytes(stranger->answer);
-      if (error || !handshake::prefix_fits(bytes.first(received))) return 0;
+    const auto wanted = [&answer](error_code failure, size_t received) -> size_t {
+      const std::span<const uint8_t> bytes(answer);
+      if (failure || !handshake::prefix_fits(bytes.first(received))) return 0;
       return bytes.size() - received;
     };
-    boost::asio::async_read(stranger->socket, boost::asio::buffer(stranger->answer), wanted,
-        [self = shared_from_this(), stranger](ErrorCodeType error, size_t received) {
-          if (error) return self->drop(stranger, error.message());
-          if (received < handshake::kAnswerBytes) return self->drop(stranger, "not a worker");
-          self->judge(stranger);
-        });
-  }
-
-  void judge(const StrangerPtr& stranger) {
-    if (stranger->dropped) return;
+    const size_t received =
+        co_await asio::async_read(stranger->socket, asio::buffer(answer), wanted, into(error));
+    if (error) co_return self->drop(stranger, error.message());
+    if (received < answer.size()) co_return self->drop(stranger, "not a worker");
     int32_t rank = -1;
     handshake::Nonce worker_nonce;
-    if (!handshake::read_answer(
-            key, stranger->coordinator_nonce, stranger->answer, &rank, &worker_nonce)) {
-      return drop(stranger, "it does not hold the session key");
+    const std::string objection = self->judge(nonce, answer, &rank, &worker_nonce);
+    if (!objection.empty()) co_return self->drop(stranger, objection);
+    const auto place = self->seen.begin() + rank;
+    *place = true;
+    const auto proof = handshake::make_proof(self->key, nonce, worker_nonce, rank);
+    co_await asio::async_write(stranger->socket, asio::buffer(proof), into(error));
+    if (error || stranger->dropped) {
+      *place = false;  // it may dial again
+      co_return self->drop(stranger, error.message());
     }
-    if (rank < 0 || static_cast<size_t>(rank) >= seen.size()) {
-      return drop(stranger, fmt::format("there is no rank {}", rank));
-    }
-    if (seen[static_cast<size_t>(rank)]) {
-      return drop(stranger, fmt::format("rank {} is connected already", rank));
-    }
-    seen[static_cast<size_t>(rank)] = true;
-    stranger->proof = handshake::make_proof(key, stranger->coordinator_nonce, worker_nonce, rank);
-    boost::asio::async_write(stranger->socket, boost::asio::buffer(stranger->proof),
-        [self = shared_from_this(), stranger, rank](ErrorCodeType error, size_t) {
-          if (error || stranger->dropped) {
-            self->seen[static_cast<size_t>(rank)] = false;  // it may dial again
-            return self->drop(stranger, error ? error.message() : "");
-          }
-          self->welcome(stranger, rank);
-        });
-  }
-
-  void welcome(const StrangerPtr& stranger, int rank) {
     stranger->deadline.cancel();
     stranger->dropped = true;  // no stranger any more
-    strangers.remove(stranger);
-    on_link(rank, make_tcp_worker_link(std::move(stranger->socket), rank, events));
+    self->strangers.remove(stranger);
+    self->on_link(rank, make_worker_link(std::move(stranger->socket), rank, self->events));
+  }
+
+  // What is wrong with an answer; empty: nothing.
+  std::string judge(const handshake::Nonce& nonce, const handshake::Answer& answer, int32_t* rank,
+      handshake::Nonce* worker_nonce) const {
+    if (!handshake::read_answer(key, nonce, answer, rank, worker_nonce)) {
+      return "it does not hold the session key";
+    }
+    if (*rank < 0 || static_cast<size_t>(*rank) >= seen.size()) {
+      return fmt::format("there is no rank {}", *rank);
+    }
+    const bool taken = seen[static_cast<size_t>(*rank)];
+    return taken ? fmt::format("rank {} is connected already", *rank) : "";
   }
 
   void drop(const StrangerPtr& stranger, const std::string& reason) {
     if (stranger->dropped) return;
     stranger->dropped = true;
     if (!stopped) log::warning("dropped a connection from {}: {}", stranger->name, reason);
-    ErrorCodeType ignored;
+    error_code ignored;
     stranger->deadline.cancel();
     stranger->socket.close(ignored);
     strangers.remove(StrangerPtr(stranger));  // the argument may be an element
@@ -170,7 +161,7 @@ struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
   void stop() {
     if (stopped) return;
     stopped = true;
-    ErrorCodeType ignored;
+    error_code ignored;
     acceptor.close(ignored);
     retry.cancel();
     while (!strangers.empty()) drop(strangers.front(), "");
@@ -181,7 +172,7 @@ struct LinkListener::Impl : std::enable_shared_from_this<Impl> {
   std::shared_ptr<const LinkEvents> events;
   OnLink on_link;
   tcp::acceptor acceptor;
-  boost::asio::steady_timer retry;
+  asio::steady_timer retry;
   std::list<StrangerPtr> strangers;  // oldest first
   uint16_t port = 0;
   bool stopped = false;
@@ -191,7 +182,7 @@ LinkListener::LinkListener(boost::asio::io_context& io, const std::string& addre
     const SessionKey& key, int num_ranks, LinkEvents events, OnLink on_link)
     : impl_(std::make_shared<Impl>(io, key, num_ranks, std::move(events), std::move(on_link))) {
   impl_->listen(address);
-  impl_->accept();
+  asio::co_spawn(io, Impl::accept(impl_), asio::detached);
 }
 
 LinkListener::~LinkListener() { stop(); }

@@ -5,7 +5,6 @@
 
 #include <memory>
 #include <mutex>
-#include <string>
 
 #include "engine/base/bytes.h"
 
@@ -19,7 +18,8 @@ class MpiWorld {
   // Throws Error(kLayout) when MPI cannot start here.
   MpiWorld();
   // Waits for all ranks to come here (MPI_Finalize), except when an exception is on its way. What
-  // split() and peers() made is destroyed before. A rank that leaves alone calls abort() instead.
+  // split() and peers() made is destroyed before. A rank that leaves alone ends its
+  // process instead.
   ~MpiWorld();
   MpiWorld(const MpiWorld&) = delete;
 
@@ -30,10 +30,6 @@ class MpiWorld {
 
   // Rank `root`'s bytes on every rank; collective.
   Bytes broadcast(const Bytes& bytes, int root) const;
-  // Joins all ranks.
-  void barrier() const;
-  // Ends every rank of the job at once with this code; does not return.
-  [[noreturn]] void abort(int exit_code) const;
 
   // Collective: the ranks of equal `color`, ordered by `key`, as a group of the data plane.
   std::unique_ptr<DeviceComm> split(int color, int key) const;

@@ -41,29 +41,6 @@ void check_stage_count(int num_layers, int num_stages) {
       num_layers, num_stages, num_layers);
 }
 
-// The cost of a stage that owns layers [begin, end).
-class StageCosts {
- public:
-  StageCosts(std::span<const double> layer_costs, double embedding_cost, double head_cost)
-      : sums_(layer_costs.size() + 1), embedding_(embedding_cost), head_(head_cost) {
-    for (size_t i = 0; i < layer_costs.size(); ++i) {
-      CHECK(layer_costs[i] >= 0 && std::isfinite(layer_costs[i]), "layer {} costs {}", i,
-          layer_costs[i]);
-      sums_[i + 1] = sums_[i] + layer_costs[i];
-    }
-  }
-  int num_layers() const { return static_cast<int>(sums_.size()) - 1; }
-  double operator()(int begin, int end) const {
-    const double layers = sums_[static_cast<size_t>(end)] - sums_[static_cast<size_t>(begin)];
-    return layers + (begin == 0 ? embedding_ : 0) + (end == num_layers() ? head_ : 0);
-  }
-
- private:
-  std::vector<double> sums_;
-  double embedding_;
-  double head_;
-};
-
 struct Cut {
   double total = kInfinity;       // combined over the stages
   std::vector<int> first_layers;  // of each stage
@@ -105,8 +82,18 @@ Cut best_cut(int num_layers, int num_stages, const StageCost& stage_cost, const 
 
 std::vector<Stage> partition_layers(
     std::span<const double> layer_costs, double embedding_cost, double head_cost, int num_stages) {
-  const StageCosts costs(layer_costs, embedding_cost, head_cost);
-  const int num_layers = costs.num_layers();
+  std::vector<double> sums(layer_costs.size() + 1);
+  for (size_t i = 0; i < layer_costs.size(); ++i) {
+    CHECK(layer_costs[i] >= 0 && std::isfinite(layer_costs[i]), "layer {} costs {}", i,
+        layer_costs[i]);
+    sums[i + 1] = sums[i] + layer_costs[i];
+  }
+  const auto num_layers = static_cast<int>(layer_costs.size());
+  // Of a stage that holds layers [begin, end).
+  const auto costs = [&](int begin, int end) {
+    const double layers = sums[static_cast<size_t>(end)] - sums[static_cast<size_t>(begin)];
+    return layers + (begin == 0 ? embedding_cost : 0) + (end == num_layers ? head_cost : 0);
+  };
   check_stage_count(num_layers, num_stages);
   const Cut dearest =
       best_cut(num_layers, num_stages, costs, [](double a, double b) { return std::max(a, b); });

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <iterator>
-#include <memory>
 
 #include "engine/base/one_line.h"
 #include "engine/base/status.h"

@@ -10,7 +10,6 @@
 #include "engine/base/hash.h"
 #include "engine/base/status.h"
 #include "engine/model/families.h"
-#include "engine/model/hf_rope.h"
 #include "engine/model/json_fields.h"
 
 namespace millrace {

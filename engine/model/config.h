@@ -90,8 +90,8 @@ void check_config(const ModelConfig& config, const std::string& where);
 // YaRN's attention magnitude for a context stretched `factor` times.
 double yarn_magnitude(double factor, double mscale);
 
-// LongRoPE's attention magnitude for a context stretched `factor` times from `original` tokens.
-double longrope_magnitude(double factor, double original);
+// LongRoPE's attention magnitude, by the rope's factor and original context.
+double longrope_magnitude(const RopeConfig& rope);
 
 // cos/sin of every position, [max_position, P] (kernels' RopeTable), computed in double.
 // Sources: transformers' modeling_rope_utils (formulas of each kind). Dynamic NTK and the choice

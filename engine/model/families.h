@@ -13,6 +13,8 @@
 
 namespace millrace {
 
+class JsonFields;
+
 // The norms of a layer's two blocks, by Hugging Face's names; empty: none. One before a block norms
 // its input, one after it (post) what it adds to the hidden state.
 struct NormNames {
@@ -75,6 +77,10 @@ const Family& family_of(const ModelConfig& config);
 
 // Fills config.layers by the family's pattern; `period` as window_period or what the file says.
 void set_layers(const Family& family, int32_t window, int32_t period, ModelConfig& config);
+
+// Fills config.rope and config.local_rope, whose shape has been read, from a config.json in the
+// spellings of transformers 4 and 5 (hf_rope.cc). Throws Error(kModel).
+void read_ropes(const JsonFields& fields, const Family& family, ModelConfig& config);
 
 // Every tensor a checkpoint of this config must have, with its shape: the loader's list and the
 // reader's check. Names are Hugging Face's.

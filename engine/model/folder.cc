@@ -4,13 +4,11 @@
 
 #include <algorithm>
 #include <boost/json/value.hpp>
-#include <cmath>
 #include <filesystem>
 #include <set>
 
 #include "engine/base/status.h"
 #include "engine/model/json_fields.h"
-#include "engine/model/safetensors.h"
 #include "engine/model/stored_model.h"
 
 namespace millrace {

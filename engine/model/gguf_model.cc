@@ -10,7 +10,6 @@
 #include "engine/base/status.h"
 #include "engine/model/families.h"
 #include "engine/model/gguf.h"
-#include "engine/model/gguf_tokenizer.h"
 #include "engine/model/stored_model.h"
 
 namespace millrace {
@@ -185,9 +184,8 @@ void read_rope_tensors(const GgufFile& gguf, const JsonFields& keys, ModelConfig
           .value_or(config.max_position);
   rope.factor =
       static_cast<double>(config.max_position) / static_cast<double>(rope.original_max_position);
-  rope.attention_factor = keys.number("rope.scaling.attn_factor", 1e-6, 1e6)
-                              .value_or(longrope_magnitude(
-                                  rope.factor, static_cast<double>(rope.original_max_position)));
+  rope.attention_factor =
+      keys.number("rope.scaling.attn_factor", 1e-6, 1e6).value_or(longrope_magnitude(rope));
 }
 
 // Where generation ends: the model's own ends, and the ends of a turn that older files only have

@@ -1,5 +1,3 @@
-#include "engine/model/gguf_tokenizer.h"
-
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -12,7 +10,9 @@
 #include <deque>
 #include <optional>
 #include <tuple>
-#include <unordered_map>
+
+#include "engine/model/json_fields.h"
+#include "engine/model/stored_model.h"
 
 namespace millrace {
 
@@ -249,17 +249,15 @@ json::value post_processor(const JsonFields& metadata, const Vocabulary& vocabul
   const std::string_view bos = special("bos", bos_if_silent);
   const std::string_view eos = special("eos", eos_if_silent);
   if (special_tokens.empty()) return nullptr;
-  json::array single, pair;
-  const auto add = [](json::array& to, std::string_view kind, std::string_view id, int type) {
-    if (id.empty()) return;
-    to.push_back(json::object{{kind, json::object{{"id", id}, {"type_id", type}}}});
+  json::array single;
+  const auto add = [](json::array& to, std::string_view kind, std::string_view id) {
+    if (!id.empty()) to.push_back(json::object{{kind, json::object{{"id", id}, {"type_id", 0}}}});
   };
-  for (json::array* texts : {&single, &pair}) {
-    add(*texts, "SpecialToken", bos, 0);
-    add(*texts, "Sequence", "A", 0);
-    if (texts == &pair) add(*texts, "Sequence", "B", 1);
-    add(*texts, "SpecialToken", eos, 0);
-  }
+  add(single, "SpecialToken", bos);
+  add(single, "Sequence", "A");
+  add(single, "SpecialToken", eos);
+  json::array pair = single;  // never asked for, but a tokenizer.json has it
+  add(pair, "Sequence", "B");
   return {{"type", "TemplateProcessing"}, {"single", std::move(single)}, {"pair", std::move(pair)},
       {"special_tokens", std::move(special_tokens)}};
 }

@@ -1,7 +1,8 @@
-#include "engine/model/hf_rope.h"
-
 #include <algorithm>
 #include <boost/json/value.hpp>
+
+#include "engine/model/families.h"
+#include "engine/model/json_fields.h"
 
 namespace millrace {
 
@@ -66,9 +67,8 @@ void read_scaling(const JsonFields& scaling, RopeConfig& rope) {
   } else if (rope.kind == RopeKind::kLongRope) {
     rope.freq_factors = longrope_factors(scaling, "long_factor", rope.dim);
     rope.short_factors = longrope_factors(scaling, "short_factor", rope.dim);
-    rope.attention_factor = scaling.number("attention_factor", 1e-6, 1e6)
-                                .value_or(longrope_magnitude(
-                                    rope.factor, static_cast<double>(rope.original_max_position)));
+    rope.attention_factor =
+        scaling.number("attention_factor", 1e-6, 1e6).value_or(longrope_magnitude(rope));
   }
 }
 

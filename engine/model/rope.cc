@@ -72,8 +72,9 @@ double yarn_magnitude(double factor, double mscale) {
   return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
 }
 
-double longrope_magnitude(double factor, double original) {
-  return factor <= 1 ? 1.0 : std::sqrt(1 + std::log(factor) / std::log(original));
+double longrope_magnitude(const RopeConfig& rope) {
+  const auto original = static_cast<double>(rope.original_max_position);
+  return rope.factor <= 1 ? 1.0 : std::sqrt(1 + std::log(rope.factor) / std::log(original));
 }
 
 void fill_rope_table(const RopeConfig& rope, int32_t max_position, float* cos_sin) {

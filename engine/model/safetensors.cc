@@ -1,5 +1,3 @@
-#include "engine/model/safetensors.h"
-
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -8,6 +6,7 @@
 
 #include "engine/base/status.h"
 #include "engine/model/json_fields.h"
+#include "engine/model/stored_model.h"
 
 namespace millrace {
 

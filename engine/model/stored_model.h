@@ -12,6 +12,8 @@
 
 namespace millrace {
 
+class JsonFields;
+
 // Where a tensor lies. Its bytes [offset, offset + bytes) have been checked to be in the file.
 struct StoredTensor {
   TensorInfo info;
@@ -37,6 +39,17 @@ std::optional<DType> readable_dtype(std::string_view type_name);
 
 // Elements of `shape`, or -1 when they are too many to be counted in 62 bits or a size is negative.
 int64_t checked_count(const std::vector<int64_t>& shape);
+
+// The tensors of a .safetensors file by name, its header read strictly: the format's own rules and
+// the stricter ones of the README. StoredTensor::file is `file_index`. Throws Error(kModel) naming
+// the file and the tensor.
+std::unordered_map<std::string, StoredTensor> read_safetensors(const File& file, size_t file_index);
+
+// The text of tokenizer.json made from a GGUF file's vocabulary (GgufFile::fields()), so that one
+// tokenizer library serves both kinds of model; empty when the file has no vocabulary. Throws
+// Error(kModel) for a tokenizer.ggml.model or .pre we do not know, and for contradictory
+// vocabularies. `vocab_size`: rows of the embedding, which bounds the ids.
+std::string make_tokenizer_json(const JsonFields& metadata, int32_t vocab_size);
 
 // A folder in Hugging Face's layout (folder.cc) and a GGUF file (gguf_model.cc). Throw
 // Error(kModel). The tensors are not yet held against the config: open_checkpoint does that.

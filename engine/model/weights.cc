@@ -1,7 +1,5 @@
 #include "engine/model/weights.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>

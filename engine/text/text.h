@@ -19,7 +19,7 @@ namespace millrace {
 // A Hugging Face tokenizer (tokenizer.json).
 class Tokenizer : public std::enable_shared_from_this<Tokenizer> {
  public:
-  // `json`: the bytes of tokenizer.json (GGUF models make one, engine/model/gguf_tokenizer.h).
+  // `json`: the bytes of tokenizer.json (GGUF models make one, engine/model/gguf_tokenizer.cc).
   // Throws Error(kModel) saying what is wrong with it.
   static std::shared_ptr<const Tokenizer> from_json(std::string_view json);
 

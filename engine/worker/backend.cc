@@ -17,8 +17,7 @@ namespace {
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const BackendConfig& config)
-      : single_(make_single_comm()),
-        tp_(config.tp_comm != nullptr ? *config.tp_comm : *single_),
+      : tp_(config.tp_comm != nullptr ? *config.tp_comm : alone_),
         peers_(config.peers),
         device_(make_cpu_device()),
         pool_(num_threads(config)),
@@ -40,7 +39,7 @@ class CpuBackend final : public Backend {
     return std::max(1, cores / std::max(1, config.local_size));
   }
 
-  std::unique_ptr<DeviceComm> single_;
+  DeviceComm alone_;
   DeviceComm& tp_;
   PeerComm* peers_;
   std::unique_ptr<Device> device_;

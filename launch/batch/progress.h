@@ -27,8 +27,6 @@ class Progress {
       double seconds, bool with_bar);
 
  private:
-  void draw(int64_t done, int64_t failed, int64_t completion_tokens);
-
   int64_t total_;
   bool is_terminal_;
   bool drawn_ = false;

@@ -6,13 +6,10 @@
 #include <algorithm>
 #include <array>
 #include <deque>
-#include <random>
-#include <tuple>
 #include <unordered_map>
 #include <vector>
 
-#include "engine/base/hash.h"
-#include "engine/base/log.h"
+#include "engine/base/siphash.h"
 #include "launch/api/mailbox.h"
 #include "launch/api/open_call.h"
 #include "launch/batch/batch_file.h"
@@ -26,20 +23,6 @@ constexpr std::chrono::milliseconds kRedraw{200};
 
 // --- the first pass
 
-// A custom_id in 16 bytes: keyed, so that no file can be made whose ids collide.
-using IdHash = std::array<uint64_t, 2>;
-
-IdHash hash_id(const std::string& id, const IdHash& key) {
-  IdHash hash = key;
-  for (size_t at = 0; at < id.size(); at += sizeof(uint64_t)) {
-    uint64_t word = 0;
-    id.copy(reinterpret_cast<char*>(&word), sizeof(word), at);
-    for (uint64_t& h : hash) h = hash_combine(h, word);
-  }
-  for (uint64_t& h : hash) h = hash_combine(h, id.size());
-  return hash;
-}
-
 [[noreturn]] void refuse_twice(BatchInput& input, int64_t first, int64_t second) {
   std::string line;
   bool too_long = false;
@@ -51,28 +34,27 @@ IdHash hash_id(const std::string& id, const IdHash& key) {
       read_batch_line(line).custom_id.value_or(""), first, second);
 }
 
-// Counts the lines, and refuses a custom_id that stands on two. 24 bytes of memory a line.
+// Counts the lines, and refuses a custom_id that stands on two. 24 bytes of memory a line: two
+// keyed hashes of its id, so that no file can be made whose ids collide, and its number.
 int64_t check_input(BatchInput& input) {
-  struct Seen {
-    IdHash hash;
-    int64_t line;
-    bool operator<(const Seen& other) const {
-      return std::tie(hash, line) < std::tie(other.hash, other.line);
-    }
-  };
-  std::random_device device;
-  const IdHash key{uint64_t{device()} << 32 | device(), uint64_t{device()} << 32 | device()};
-  std::vector<Seen> seen;
+  const SipKey keys[] = {random_sip_key(), random_sip_key()};
+  std::vector<std::array<uint64_t, 3>> seen;
   std::string line;
   bool too_long = false;
   int64_t count = 0;
-  for (; input.next(line, too_long); ++count)
-    if (const auto id = read_batch_line(line).custom_id)
-      seen.push_back({hash_id(*id, key), input.line_number()});
-  std::sort(seen.begin(), seen.end());
-  const auto twice = std::adjacent_find(
-      seen.begin(), seen.end(), [](const Seen& a, const Seen& b) { return a.hash == b.hash; });
-  if (twice != seen.end()) refuse_twice(input, twice->line, (twice + 1)->line);
+  for (; input.next(line, too_long); ++count) {
+    const auto id = read_batch_line(line).custom_id;
+    if (!id) continue;
+    const std::span bytes(reinterpret_cast<const uint8_t*>(id->data()), id->size());
+    seen.push_back({siphash(keys[0], bytes), siphash(keys[1], bytes),
+        static_cast<uint64_t>(input.line_number())});
+  }
+  std::ranges::sort(seen);
+  const auto twice = std::ranges::adjacent_find(
+      seen, [](const auto& a, const auto& b) { return a[0] == b[0] && a[1] == b[1]; });
+  if (twice != seen.end()) {
+    refuse_twice(input, static_cast<int64_t>((*twice)[2]), static_cast<int64_t>(twice[1][2]));
+  }
   input.rewind();
   return count;
 }

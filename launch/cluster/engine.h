@@ -2,10 +2,12 @@
 // processes. Made and destroyed on the main thread; everything else is thread-safe.
 #pragma once
 
-#include <cstdint>
-#include <functional>
-#include <memory>
-#include <vector>
+#include <atomic>
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <condition_variable>
+#include <mutex>
+#include <unordered_map>
 
 #include "engine/coordinator/coordinator.h"
 #include "engine/model/checkpoint.h"
@@ -35,18 +37,67 @@ class Engine final : public EngineApi {
   RequestId submit(Request request, EmissionCallback callback) override;
   void cancel(RequestId id) override;
   CoordinatorStats stats() const override;
-  bool healthy() const override;
+  bool healthy() const override { return stats().healthy; }
 
-  const Checkpoint& model() const;
+  const Checkpoint& model() const { return *checkpoint_; }
   // Longest prompt + output: the configured length, else the model's, bounded by the KV cache.
   int32_t max_model_len() const;
   // What rank 0 measured, with EngineConfig::bench.
-  const std::vector<Figure>& figures() const;
+  const std::vector<Figure>& figures() const { return ready_.ranks.front().figures; }
 
  private:
-  struct Impl;
-  explicit Engine(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  struct Arrival {
+    RequestId id;
+    Request request;
+    EmissionCallback callback;
+  };
+  struct View {  // what other threads may know
+    CoordinatorStats stats;
+    std::optional<BecameReady> ready;
+    std::optional<Finished> finished;
+    int num_links = 0;
+  };
+
+  Engine(const LaunchConfig& config, OnLost on_lost, std::shared_ptr<const Checkpoint> checkpoint);
+  void wait_until_ready();
+  View view() const;
+  // Waits until the replica is ready or finished (or only finished); false after `limit`.
+  bool wait(std::chrono::milliseconds limit, bool finished_only) const;
+
+  // On the coordinator's thread.
+  void add_link(int rank, std::unique_ptr<WorkerLink> link);
+  void on_frame(int rank, Bytes frame);
+  void take_arrivals();
+  void tick();
+  void handle(Event event);
+  void perform(SendAll& action);
+  void perform(Emit& action);
+  void perform(BecameReady& action);
+  void perform(Finished& action);
+
+  const LaunchConfig config_;
+  const LaunchMode mode_;
+  const std::shared_ptr<const Checkpoint> checkpoint_;
+  const OnLost on_lost_;
+  boost::asio::io_context io_{1};
+  boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_{
+      io_.get_executor()};
+  boost::asio::steady_timer timer_{io_};
+  Coordinator coordinator_;
+  std::vector<std::unique_ptr<WorkerLink>> links_;     // by rank, null until it has dialled
+  std::vector<std::shared_ptr<const Bytes>> backlog_;  // sent before every rank had dialled
+  std::unordered_map<RequestId, EmissionCallback> callbacks_;
+  bool over_ = false;  // Finished was performed
+  std::unique_ptr<Launcher> launcher_;
+  std::atomic<RequestId> next_id_{1};
+  BecameReady ready_;
+
+  mutable std::mutex mutex_;  // of what follows
+  mutable std::condition_variable changed_;
+  std::vector<Arrival> arrivals_;
+  View view_;
+  bool end_expected_ = false;
+  std::thread thread_;  // the coordinator's
 };
 
 }  // namespace millrace

@@ -4,16 +4,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <climits>
 
 #include "comm/mpi_world.h"
 #include "engine/base/check.h"
 #include "engine/base/file.h"
 #include "engine/base/log.h"
-#include "engine/base/status.h"
 #include "engine/worker/worker.h"
-#include "launch/cluster/mpirun.h"
 #include "launch/cluster/ticket.h"
 
 namespace millrace {
@@ -60,6 +57,25 @@ LaunchMode choose_mode(const EngineConfig& engine, int world_size) {
       "and -pp whose product is {} (for example -tp {}), or run mpirun -np {}",
       world_size, world_size == 1 ? "" : "s", engine.tp, engine.pp, num_ranks, world_size,
       world_size, num_ranks);
+}
+
+std::vector<std::string> mpirun_arguments(const MpirunConfig& config) {
+  std::vector<std::string> args = {"mpirun", "-np", fmt::format("{}", config.num_ranks)};
+  if (config.quiet) args.emplace_back("--quiet");
+  if (config.as_root) args.emplace_back("--allow-run-as-root");
+  // A rank has threads of its own: bound to one core they would stand in each other's way.
+  args.insert(args.end(), {"--bind-to", "none"});
+  if (config.hostfile.empty()) {
+    // Without hosts to reach Open MPI needs no ssh, and must not fail where there is none. Ranks
+    // may outnumber cores: the workers then wait without spinning (worker_main.cc).
+    args.insert(args.end(), {"--mca", "plm", "isolated", "--oversubscribe"});
+  } else {
+    // Host by host, so that the ranks of a stage stay together.
+    args.insert(args.end(), {"--hostfile", config.hostfile, "--map-by", "slot"});
+  }
+  args.insert(args.end(), config.extra_args.begin(), config.extra_args.end());
+  args.insert(args.end(), {config.program, "worker"});
+  return args;
 }
 
 void Launcher::start_thread(

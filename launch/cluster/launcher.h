@@ -37,6 +37,17 @@ struct LaunchConfig {
 // it disagrees with the degrees, naming the flags to change.
 LaunchMode choose_mode(const EngineConfig& engine, int world_size);
 
+// How mpirun is called in mode 2.
+struct MpirunConfig {
+  int num_ranks = 1;
+  std::string program;                  // of the workers, the same path on every host
+  std::string hostfile;                 // empty: this host
+  std::vector<std::string> extra_args;  // before the program; they win over ours
+  bool as_root = false;                 // Open MPI refuses root unless told so
+  bool quiet = true;                    // our own sentence names a lost rank
+};
+std::vector<std::string> mpirun_arguments(const MpirunConfig& config);
+
 class Launcher {
  public:
   // Starts the workers; each link is handed over on the io_context's thread. Throws Error.

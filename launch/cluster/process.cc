@@ -10,7 +10,6 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
-#include <system_error>
 #include <thread>
 
 #include "engine/base/check.h"
@@ -22,13 +21,11 @@ namespace {
 
 constexpr auto kPollInterval = std::chrono::milliseconds(20);
 
-std::string reason(int error) { return std::system_category().message(error); }
-
 // Both ends close on exec; closed with the object.
 struct Pipe {
   Pipe() {
     if (pipe2(fds, O_CLOEXEC) != 0) {
-      throw Error(ExitCode::kFailure, "cannot make a pipe: {}", reason(errno));
+      throw Error(ExitCode::kFailure, "cannot make a pipe: {}", std::strerror(errno));
     }
   }
   ~Pipe() {
@@ -77,7 +74,7 @@ Process::Process(const ProcessConfig& config) {
   const pid_t parent = getpid();
   pid_ = fork();
   if (pid_ < 0) {
-    throw Error(ExitCode::kFailure, "cannot start {}: {}", argv[0], reason(errno));
+    throw Error(ExitCode::kFailure, "cannot start {}: {}", argv[0], std::strerror(errno));
   }
   if (pid_ == 0) become(config, argv.data(), input.fds[0], errors.fds[1], parent);
   input.close_end(0);
@@ -89,7 +86,7 @@ Process::Process(const ProcessConfig& config) {
   } while (got < 0 && errno == EINTR);
   if (got == sizeof(error)) {
     waitpid(pid_, nullptr, 0);
-    throw Error(ExitCode::kFailure, "cannot start {}: {}", argv[0], reason(error));
+    throw Error(ExitCode::kFailure, "cannot start {}: {}", argv[0], std::strerror(error));
   }
   // Fits the pipe's buffer, so it cannot block; a child that is gone already is seen by poll().
   [[maybe_unused]] const auto written =

@@ -8,7 +8,6 @@
 #include <chrono>
 #include <csignal>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 

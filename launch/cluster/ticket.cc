@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 
 #include "engine/base/check.h"
@@ -28,18 +27,16 @@ bool read_exactly(int fd, std::span<uint8_t> out) {
 
 }  // namespace
 
+// What is written and what is read, in this order (engine/base/bytes.h).
+void fields(auto& io, Is<LaunchTicket> auto& ticket) {
+  for (auto& byte : ticket.key) io(byte);
+  io.list(ticket.addresses, kMaxBytes);
+  io(ticket.port, ticket.tp, ticket.pp, ticket.timeout_s, ticket.log_level);
+}
+
 Bytes encode(const LaunchTicket& ticket) {
   ByteWriter out;
-  out.put(kMagic);
-  out.put(uint32_t{0});
-  out.put_array(std::span<const uint8_t>(ticket.key));
-  out.put(static_cast<uint32_t>(ticket.addresses.size()));
-  for (const std::string& address : ticket.addresses) out.put_string(address);
-  out.put(ticket.port);
-  out.put(ticket.tp);
-  out.put(ticket.pp);
-  out.put(ticket.timeout_s);
-  out.put_string(ticket.log_level);
+  out(kMagic, uint32_t{0}, ticket);
   CHECK(out.size() <= kMaxBytes, "a ticket of {} bytes", out.size());
   out.patch(4, static_cast<uint32_t>(out.size() - kHeaderBytes));
   return out.take();
@@ -48,19 +45,8 @@ Bytes encode(const LaunchTicket& ticket) {
 bool decode(std::span<const uint8_t> bytes, LaunchTicket* ticket) {
   ByteReader in(bytes);
   if (in.get<uint32_t>() != kMagic || in.get<uint32_t>() != in.remaining()) return false;
-  const auto key = in.get_array<uint8_t>();
-  if (key.size() != ticket->key.size()) return false;
-  std::copy(key.begin(), key.end(), ticket->key.begin());
-  const auto num_addresses = in.get<uint32_t>();
-  ticket->addresses.clear();
-  for (uint32_t i = 0; i < num_addresses && in.ok(); ++i) {
-    ticket->addresses.push_back(in.get_string());
-  }
-  ticket->port = in.get<uint16_t>();
-  ticket->tp = in.get<int32_t>();
-  ticket->pp = in.get<int32_t>();
-  ticket->timeout_s = in.get<int32_t>();
-  ticket->log_level = in.get_string();
+  *ticket = {};
+  in(*ticket);
   return in.done() && ticket->tp >= 1 && ticket->pp >= 1;
 }
 

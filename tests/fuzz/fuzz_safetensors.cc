@@ -1,5 +1,5 @@
 // A whole .safetensors file. What is accepted lies inside the file, without overlap.
-#include "engine/model/safetensors.h"
+#include "engine/model/stored_model.h"
 #include "tests/fuzz/input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

@@ -24,8 +24,7 @@ struct KeyChunk {
 
 // Element i = q · k[i], i < kWidth.
 inline Vec dot_keys(const float* q, const float* k, int32_t dim) {
-  Vec acc[kWidth];
-  for (Vec& a : acc) a = vec_set(0);
+  Vec acc[kWidth] = {};
   int32_t d = 0;
   for (; d + kWidth <= dim; d += kWidth) {
     const Vec qv = vec_load(q + d);
@@ -106,7 +105,10 @@ inline void add_values_at(const AttentionArgs& a, const KeyChunk& chunk, int32_t
 
 template <int kRows>
 inline void add_values(const AttentionArgs& a, const KeyChunk& chunk, int32_t begin, int32_t end,
-    const SoftmaxState& state, int64_t row) {
+    const SoftmaxState& state, int64_t row, int32_t rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return add_values<kRows - 1>(a, chunk, begin, end, state, row, rows);
+  }
   int32_t d = 0;
   for (; d + 4 * kWidth <= a.head_dim; d += 4 * kWidth) {
     add_values_at<kRows, 4>(a, chunk, begin, end, state, row, d, kWidth);
@@ -132,15 +134,8 @@ inline void attend_chunk(const AttentionArgs& a, const KeyChunk& chunk, int32_t 
     const float* q = a.q + t * a.q_stride + h * a.head_dim;
     score_row(a, chunk, q, begin, end, state, row + h);
   }
-  int32_t h = 0;
-  for (; h + kValueRows <= a.heads; h += kValueRows) {
-    add_values<kValueRows>(a, chunk, begin, end, state, row + h);
-  }
-  switch (a.heads - h) {
-    case 1: return add_values<1>(a, chunk, begin, end, state, row + h);
-    case 2: return add_values<2>(a, chunk, begin, end, state, row + h);
-    case 3: return add_values<3>(a, chunk, begin, end, state, row + h);
-    default: return;
+  for (int32_t h = 0; h < a.heads; h += kValueRows) {
+    add_values<kValueRows>(a, chunk, begin, end, state, row + h, a.heads - h);
   }
 }
 

@@ -11,10 +11,15 @@ namespace {
 constexpr float kLargest = 32767;
 
 // Lanes of a packed plane: kWidth outputs, for each the words of an even and an odd element.
-using Words = uint16_t __attribute__((vector_size(kWidth * 4)));
-using Sums = int32_t __attribute__((vector_size(kWidth * 4)));
-using Floats = float __attribute__((vector_size(kWidth * 4)));
-
+// table[codes], codes < 16.
+inline Words lookup_words(Words codes, const int* table) {
+  Words low{}, high{};  // all of the table where a vector holds it
+  for (int i = 0; i < kWidth * 2; ++i) {
+    low[i] = static_cast<uint16_t>(table[i % 16]);
+    high[i] = static_cast<uint16_t>(table[(kWidth * 2 + i) % 16]);
+  }
+  return kWidth < 8 ? __builtin_shuffle(low, high, codes) : __builtin_shuffle(low, codes);
+}
 inline Words load_words(const uint8_t* p) {
   Words w;
   std::memcpy(&w, p, sizeof(w));
@@ -26,25 +31,24 @@ inline Words load_words(const uint8_t* p) {
 void quantize_row(const float* x, int64_t k, int step, int16_t* q, float* scale, float* sum) {
   const Vec limit = vec_set(kLargest);
   for (int64_t b = 0; b < k / 32; ++b, x += 32, q += 32) {
-    Vec largest = vec_set(0);
-    Vec poison = vec_set(0);
+    Vec largest{}, poison{};
     for (int i = 0; i < 32; i += kWidth) {
       const Vec v = vec_load(x + i);
-      largest = vec_max(largest, vec_max(v, vec_set(0) - v));
-      poison = vec_fma(v, vec_set(0), poison);
+      largest = vec_max(largest, vec_max(v, Vec{} - v));
+      poison = vec_fma(v, Vec{}, poison);
     }
     const float most = vec_max_of(largest);
     scale[b] = most * (1 / kLargest) + vec_sum_of(poison);
     const Vec inverse = vec_set(most > 1e-30f ? kLargest / most : 0);
-    Vec total = vec_set(0);
+    Vec total{};
     for (int i = 0; i < 32; i += kWidth) {
       const Vec scaled = vec_min(vec_load(x + i) * inverse, limit);
-      const Vec whole = vec_round(vec_max(scaled, vec_set(0) - limit));
+      const Vec whole = vec_round(vec_max(scaled, Vec{} - limit));
       vec_store_i16(q + i, whole);
       total = total + whole;
       if ((i + kWidth) % step == 0) {
         *sum++ = vec_sum_of(total);
-        total = vec_set(0);
+        total = Vec{};
       }
     }
   }
@@ -81,14 +85,12 @@ inline void block_tile(
   constexpr int kPairs = kFormat.step / 2;
   constexpr int kTurns = kRows == 1 ? 4 : 1;
   constexpr bool kHasMinimum = kFormat.minimum_at >= 0;
-  Vec acc[kRows];
-  for (Vec& v : acc) v = vec_set(0);
+  Vec acc[kRows] = {};
   const uint8_t* p = group;
   int64_t part = 0;  // of 32 elements
   for (int64_t block = 0; block < a.k / kBlock; ++block) {
     const Vec block_scale = vec_load_f16(p + 2 * lane);
-    const Vec block_minimum =
-        kHasMinimum ? vec_load_f16(p + 2 * kPackedRows + 2 * lane) : vec_set(0);
+    const Vec block_minimum = kHasMinimum ? vec_load_f16(p + 2 * kPackedRows + 2 * lane) : Vec{};
     p += kLayout.header;
     for (int i = 0; i < kBlock / 32; ++i, ++part, p += kLayout.part_bytes) {
       const uint8_t* low = p + kSteps * kLayout.step_bytes + 4 * lane;
@@ -116,7 +118,7 @@ inline void block_tile(
 #pragma GCC unroll 16
         for (int m = 0; m < kRows; ++m) {
           for (int t = 1; t < kTurns; ++t) sums[m][0] += sums[m][t];
-          const Vec dot{__builtin_convertvector(sums[m][0], Floats)};
+          const Vec dot = __builtin_convertvector(sums[m][0], Vec);
           Vec value = dot * scale;
           if constexpr (kHasMinimum || kFormat.bias != 0) {
             const Vec sum = vec_set(a.sum[(m0 + m) * (a.k / kFormat.step) + part * kSteps + s]);
@@ -152,20 +154,7 @@ void block_linear_as(const BlockLinearArgs& a) {
 }
 
 void block_linear(const BlockLinearArgs& a) {
-  switch (a.w_dtype) {
-    case DType::kQ8_0: return block_linear_as<DType::kQ8_0>(a);
-    case DType::kQ4_0: return block_linear_as<DType::kQ4_0>(a);
-    case DType::kQ4_1: return block_linear_as<DType::kQ4_1>(a);
-    case DType::kQ5_0: return block_linear_as<DType::kQ5_0>(a);
-    case DType::kQ5_1: return block_linear_as<DType::kQ5_1>(a);
-    case DType::kIq4Nl: return block_linear_as<DType::kIq4Nl>(a);
-    case DType::kQ2K: return block_linear_as<DType::kQ2K>(a);
-    case DType::kQ3K: return block_linear_as<DType::kQ3K>(a);
-    case DType::kQ4K: return block_linear_as<DType::kQ4K>(a);
-    case DType::kQ5K: return block_linear_as<DType::kQ5K>(a);
-    case DType::kQ6K: return block_linear_as<DType::kQ6K>(a);
-    default: return;  // plain: linear
-  }
+  with_block_type(a.w_dtype, [&]<DType kType>() { block_linear_as<kType>(a); });
 }
 
 }  // namespace

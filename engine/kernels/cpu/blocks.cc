@@ -1,6 +1,5 @@
 #include "engine/kernels/cpu/blocks.h"
 
-#include <algorithm>
 #include <cstring>
 
 #include "engine/base/check.h"
@@ -107,91 +106,56 @@ void widen_block(const Block& block, float* out) {
   }
 }
 
-// Word 2n + t of a plane's vector for elements 2j + t of 32, all pairs: as blocks.h says.
-// Types without a high plane have none of its bytes.
-void pack_plane(const uint8_t* codes, int row, int bits, int shift, uint8_t* to) {
-  if (bits == 0) return;
-  const int mask = (1 << bits) - 1;
-  for (int e = 0; e < 32; ++e) {
-    const int at = e / 2 * bits;
-    uint8_t* word = to + at / 16 * 4 * kPackedRows + 4 * row + e % 2 * 2 + at % 16 / 8;
-    *word = static_cast<uint8_t>(*word | (codes[e] >> shift & mask) << at % 8);
-  }
-}
-void unpack_plane(const uint8_t* from, int row, int bits, int shift, uint8_t* codes) {
-  if (bits == 0) return;
-  const int mask = (1 << bits) - 1;
-  for (int e = 0; e < 32; ++e) {
-    const int at = e / 2 * bits;
-    const uint8_t word = from[at / 16 * 4 * kPackedRows + 4 * row + e % 2 * 2 + at % 16 / 8];
-    codes[e] = static_cast<uint8_t>(codes[e] | (word >> at % 8 & mask) << shift);
+// A packed group is read and written by the same walk: kPack copies fields into it, else out of it.
+template <bool kPack, typename Field, typename Byte>
+void move_field(Field& field, Byte* at) {
+  if constexpr (kPack) {
+    std::memcpy(at, &field, sizeof(Field));
+  } else {
+    std::memcpy(&field, at, sizeof(Field));
   }
 }
 
-template <DType kType>
-void pack_block(const Block& block, int row, uint8_t* to) {
+// Word 2n + t of a plane's vector for elements 2j + t of 32, all pairs: as blocks.h says.
+// Types without a high plane have none of its bytes.
+template <bool kPack, typename Byte>
+void move_plane(uint8_t* codes, int row, int bits, int shift, Byte* plane) {
+  const int mask = (1 << bits) - 1;
+  for (int e = 0; e < (bits > 0 ? 32 : 0); ++e) {
+    const int at = e / 2 * bits;
+    Byte& word = plane[at / 16 * 4 * kPackedRows + 4 * row + e % 2 * 2 + at % 16 / 8];
+    if constexpr (kPack) {
+      word = static_cast<uint8_t>(word | (codes[e] >> shift & mask) << at % 8);
+    } else {
+      codes[e] = static_cast<uint8_t>(codes[e] | (word >> at % 8 & mask) << shift);
+    }
+  }
+}
+
+template <DType kType, bool kPack, typename Byte>
+void move_block(Block& block, int row, Byte* packed) {
   constexpr BlockFormat kFormat = block_format(kType);
   constexpr PackedLayout kLayout = packed_layout(kType);
   constexpr bool kHasMinimum = kFormat.minimum_at >= 0;
-  std::memcpy(to + 2 * row, &block.scale, 2);
-  if (kHasMinimum) std::memcpy(to + 2 * kPackedRows + 2 * row, &block.minimum, 2);
+  move_field<kPack>(block.scale, packed + 2 * row);
+  if (kHasMinimum) move_field<kPack>(block.minimum, packed + 2 * kPackedRows + 2 * row);
   for (int part = 0; part < dtype_info(kType).block_size / 32; ++part) {
-    uint8_t* p = to + kLayout.header + part * kLayout.part_bytes;
+    Byte* p = packed + kLayout.header + part * kLayout.part_bytes;
     for (int s = 0; s < 32 / kFormat.step; ++s, p += kLayout.step_bytes) {
       if (kLayout.step_bytes == 0) continue;
       const int step = part * (32 / kFormat.step) + s;
-      p[row] = static_cast<uint8_t>(block.factors[step]);
-      if (kHasMinimum) p[kPackedRows + row] = static_cast<uint8_t>(block.minimum_factors[step]);
+      move_field<kPack>(block.factors[step], p + row);
+      if (kHasMinimum) move_field<kPack>(block.minimum_factors[step], p + kPackedRows + row);
     }
-    pack_plane(block.codes + part * 32, row, kFormat.low.bits, 0, p);
-    pack_plane(
-        block.codes + part * 32, row, kFormat.high.bits, kFormat.low.bits, p + kLayout.low_bytes);
+    uint8_t* codes = block.codes + part * 32;
+    move_plane<kPack>(codes, row, kFormat.low.bits, 0, p);
+    move_plane<kPack>(codes, row, kFormat.high.bits, kFormat.low.bits, p + kLayout.low_bytes);
   }
 }
 
-template <DType kType>
-void unpack_block(const uint8_t* from, int row, Block& out) {
-  constexpr BlockFormat kFormat = block_format(kType);
-  constexpr PackedLayout kLayout = packed_layout(kType);
-  constexpr bool kHasMinimum = kFormat.minimum_at >= 0;
-  std::memset(out.codes, 0, sizeof(out.codes));
-  std::memcpy(&out.scale, from + 2 * row, 2);
-  if (kHasMinimum) std::memcpy(&out.minimum, from + 2 * kPackedRows + 2 * row, 2);
-  for (int part = 0; part < dtype_info(kType).block_size / 32; ++part) {
-    const uint8_t* p = from + kLayout.header + part * kLayout.part_bytes;
-    for (int s = 0; s < 32 / kFormat.step; ++s, p += kLayout.step_bytes) {
-      const int step = part * (32 / kFormat.step) + s;
-      const bool factors = kLayout.step_bytes > 0;
-      out.factors[step] = factors ? static_cast<int8_t>(p[row]) : int8_t{1};
-      out.minimum_factors[step] =
-          factors && kHasMinimum ? static_cast<int8_t>(p[kPackedRows + row]) : int8_t{1};
-    }
-    unpack_plane(p, row, kFormat.low.bits, 0, out.codes + part * 32);
-    unpack_plane(
-        p + kLayout.low_bytes, row, kFormat.high.bits, kFormat.low.bits, out.codes + part * 32);
-  }
-}
-
-// body.operator()<kType>() of a quantized type.
 template <typename Body>
 void with_type(DType dtype, const Body& body) {
-  switch (dtype) {
-#define MILLRACE_CASE(type) \
-  case DType::type: return body.template operator()<DType::type>()
-    MILLRACE_CASE(kQ8_0);
-    MILLRACE_CASE(kQ4_0);
-    MILLRACE_CASE(kQ4_1);
-    MILLRACE_CASE(kQ5_0);
-    MILLRACE_CASE(kQ5_1);
-    MILLRACE_CASE(kIq4Nl);
-    MILLRACE_CASE(kQ2K);
-    MILLRACE_CASE(kQ3K);
-    MILLRACE_CASE(kQ4K);
-    MILLRACE_CASE(kQ5K);
-    MILLRACE_CASE(kQ6K);
-#undef MILLRACE_CASE
-    default: CHECK(false, "{} has no blocks", dtype_info(dtype).name);
-  }
+  CHECK(with_block_type(dtype, body), "{} has no blocks", dtype_info(dtype).name);
 }
 
 }  // namespace
@@ -219,7 +183,7 @@ void pack_group(
     for (int row = 0; row < rows; ++row) {
       for (int64_t b = 0; b < blocks; ++b) {
         read_block<kType>(from + row * stride + b * kInfo.block_bytes, block);
-        pack_block<kType>(block, row, to + b * kLayout.block_bytes);
+        move_block<kType, /*kPack=*/true>(block, row, to + b * kLayout.block_bytes);
       }
     }
   });
@@ -228,10 +192,13 @@ void pack_group(
 void widen_packed(const uint8_t* group, DType dtype, int64_t k, int64_t row, float* out) {
   with_type(dtype, [&]<DType kType>() {
     constexpr int kElements = dtype_info(kType).block_size;
+    constexpr PackedLayout kLayout = packed_layout(kType);
     Block block;
     for (int64_t b = 0; b < k / kElements; ++b) {
-      unpack_block<kType>(
-          group + b * packed_layout(kType).block_bytes, static_cast<int>(row), block);
+      std::memset(block.codes, 0, kElements);
+      if (kLayout.step_bytes == 0) block.factors[0] = block.minimum_factors[0] = 1;
+      move_block<kType, /*kPack=*/false>(
+          block, static_cast<int>(row), group + b * kLayout.block_bytes);
       widen_block<kType>(block, out + b * kElements);
     }
   });

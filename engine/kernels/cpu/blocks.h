@@ -60,6 +60,17 @@ constexpr BlockFormat block_format(DType dtype) {
   }
 }
 
+// body.operator()<kType>() of a quantized type. False, and nothing done, of others.
+template <typename Body>
+constexpr bool with_block_type(DType dtype, const Body& body) {
+  using enum DType;
+  const auto try_all = [&]<DType... kTypes>() {
+    return ((dtype == kTypes && (body.template operator()<kTypes>(), true)) || ...);
+  };
+  return try_all.template
+  operator()<kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kIq4Nl, kQ2K, kQ3K, kQ4K, kQ5K, kQ6K>();
+}
+
 // Bytes of the parts of a packed group, each of kPackedRows rows.
 struct PackedLayout {
   int header;       // scales and minimums of a block

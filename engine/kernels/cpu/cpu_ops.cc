@@ -1,16 +1,14 @@
 // CpuOps: checks the shapes of each verb and deals its rows, outputs or heads to the pool. Called
 // from the worker's compute thread. Nothing it computes depends on how the work was dealt.
+#include "engine/kernels/cpu/cpu_ops.h"
+
 #include <algorithm>
 #include <bit>
+#include <boost/align/aligned_allocator.hpp>
 #include <cmath>
 #include <cstring>
 #include <numeric>
 #include <vector>
-
-#include "engine/kernels/cpu/dispatch.h"
-#include "engine/kernels/cpu/sampler.h"
-#include "engine/kernels/cpu/scratch.h"
-#include "engine/kernels/cpu/step.h"
 
 namespace millrace {
 
@@ -32,7 +30,19 @@ bool is_rows(const TensorView& t, int64_t rows, int64_t cols) {
 bool is_vector(const TensorView& t, int64_t size) {
   return t.dtype == DType::kF32 && t.rank == 1 && t.shape[0] == size;
 }
+bool are_rows(std::initializer_list<TensorView> tensors, int64_t rows, int64_t cols) {
+  return std::ranges::all_of(tensors, [&](const auto& t) { return is_rows(t, rows, cols); });
+}
 int64_t float_stride(const TensorView& t) { return t.stride / 4; }
+
+// At least `floats` floats, 64-byte aligned, valid until this thread asks again. A thread runs one
+// kernel at a time, so one piece each is enough.
+float* thread_scratch(int64_t floats) {
+  using Memory = std::vector<float, boost::alignment::aligned_allocator<float, 64>>;
+  static thread_local Memory memory;
+  if (memory.size() < static_cast<size_t>(floats)) memory = Memory(static_cast<size_t>(floats));
+  return memory.data();
+}
 
 void check_weights(const TensorView& w) {
   CHECK(w.rank == 2 && w.dtype != DType::kI32 && w.shape[1] % dtype_info(w.dtype).block_size == 0,
@@ -94,8 +104,7 @@ class CpuOps final : public Ops {
 
   void rms_norm(
       const TensorView& x, const TensorView& weight, float eps, const TensorView& out) override {
-    CHECK(is_rows(x, x.rows(), x.cols()) && is_rows(out, x.rows(), x.cols()) &&
-          is_vector(weight, x.cols()));
+    CHECK(are_rows({x, out}, x.rows(), x.cols()) && is_vector(weight, x.cols()));
     for_rows(x.rows(), 2 * x.cols(), [&](int64_t t) {
       kernels_.rms_norm(
           x.row_as<float>(t), weight.as<float>(), eps, x.cols(), out.row_as<float>(t));
@@ -104,8 +113,7 @@ class CpuOps final : public Ops {
 
   void add_rms_norm(const TensorView& x, const TensorView& residual, const TensorView& weight,
       float eps, const TensorView& out) override {
-    CHECK(is_rows(x, x.rows(), x.cols()) && is_rows(residual, x.rows(), x.cols()) &&
-          is_rows(out, x.rows(), x.cols()) && is_vector(weight, x.cols()));
+    CHECK(are_rows({x, residual, out}, x.rows(), x.cols()) && is_vector(weight, x.cols()));
     for_rows(x.rows(), 3 * x.cols(), [&](int64_t t) {
       auto* sum = residual.row_as<float>(t);
       kernels_.add(sum, x.row_as<float>(t), x.cols());
@@ -116,7 +124,7 @@ class CpuOps final : public Ops {
   void norm_add_norm(const TensorView& x, const TensorView& post, const TensorView& residual,
       const TensorView& weight, float eps, const TensorView& out) override {
     const int64_t cols = x.cols();
-    CHECK(is_rows(x, x.rows(), cols) && is_rows(residual, x.rows(), cols) && is_vector(post, cols));
+    CHECK(are_rows({x, residual}, x.rows(), cols) && is_vector(post, cols));
     CHECK(weight.data == nullptr || (is_vector(weight, cols) && is_rows(out, x.rows(), cols)));
     for_rows(x.rows(), 5 * cols, [&](int64_t t) {
       auto* sum = residual.row_as<float>(t);
@@ -160,32 +168,17 @@ class CpuOps final : public Ops {
     CHECK(bias.data == nullptr || is_vector(bias, outputs));
     if (rows == 0 || outputs == 0) return;
     if (is_quantized(w.dtype)) return block_linear(x, w, bias, out);
-    LinearArgs args;
-    args.rows = rows;
-    args.x_stride = float_stride(x);
-    args.k = w.cols();
-    args.w = w.data;
-    args.w_stride = w.stride;
-    args.w_dtype = w.dtype;
-    args.bias = bias.as<float>();
-    args.out_stride = float_stride(out);
     const bool panels = rows > kStreamRows;
-    const int64_t range = panels ? panel_outputs(args.k) : stream_outputs(outputs);
-    const int64_t row_range = panels ? kRowsPerTask : rows;
-    const int64_t ranges = (outputs + range - 1) / range;
-    const int64_t row_ranges = (rows + row_range - 1) / row_range;
-    run(ranges * row_ranges, rows * outputs * args.k, [&](int64_t task) {
-      const int64_t first = task / ranges * row_range;
-      LinearArgs part = args;
+    const int64_t range = panels ? panel_outputs(w.cols()) : stream_outputs(outputs);
+    const auto run_part = [&](LinearArgs& part, int64_t first) {
       part.x = x.row_as<float>(first);
-      part.out = out.row_as<float>(first);
-      part.rows = std::min(row_range, rows - first);
-      part.n_begin = task % ranges * range;
-      part.n_end = std::min(part.n_begin + range, outputs);
+      part.x_stride = float_stride(x);
+      part.w_stride = w.stride;
       // By this call's path, not the part's: a last part of few rows may stream, same bits.
-      if (panels) part.panel = thread_scratch(panel_floats(range, args.k));
+      if (panels) part.panel = thread_scratch(range * panel_stride(w.cols()));
       kernels_.linear(part);
-    });
+    };
+    run_product<LinearArgs>(w, bias, out, range, rows * outputs * w.cols(), run_part);
   }
 
   void rope_kv_write(const TensorView& q, const TensorView& k, const TensorView& v,
@@ -194,7 +187,7 @@ class CpuOps final : public Ops {
     check_batch(q, shape, batch, cache);
     const int64_t dim = shape.head_dim;
     const int64_t kv_width = shape.num_kv_heads * dim;
-    CHECK(is_rows(k, batch.num_tokens, kv_width) && is_rows(v, batch.num_tokens, kv_width));
+    CHECK(are_rows({k, v}, batch.num_tokens, kv_width));
     const TensorView& table = rope.cos_sin.view;
     CHECK(table.data == nullptr || (is_rows(table, table.rows(), table.cols()) &&
                                        table.cols() <= dim && table.cols() % 2 == 0));
@@ -257,8 +250,7 @@ class CpuOps final : public Ops {
 
   void gate_mul(const TensorView& gate, const TensorView& up, Activation act,
       const TensorView& out) override {
-    CHECK(is_rows(gate, gate.rows(), gate.cols()) && is_rows(up, gate.rows(), gate.cols()) &&
-          is_rows(out, gate.rows(), gate.cols()));
+    CHECK(are_rows({gate, up, out}, gate.rows(), gate.cols()));
     for_rows(gate.rows(), 4 * gate.cols(), [&](int64_t t) {
       kernels_.gate_mul(gate.row_as<float>(t), up.row_as<float>(t), gate.cols(),
           act == Activation::kGeluTanh, out.row_as<float>(t));
@@ -278,7 +270,7 @@ class CpuOps final : public Ops {
   }
 
   void add(const TensorView& x, const TensorView& y) override {
-    CHECK(is_rows(x, x.rows(), x.cols()) && is_rows(y, x.rows(), x.cols()));
+    CHECK(are_rows({x, y}, x.rows(), x.cols()));
     for_rows(x.rows(), x.cols(),
         [&](int64_t t) { kernels_.add(x.row_as<float>(t), y.row_as<float>(t), x.cols()); });
   }
@@ -355,17 +347,27 @@ class CpuOps final : public Ops {
       kernels_.quantize_row(x.row_as<float>(m), k, step, x_codes_.data() + m * k,
           x_scales_.data() + m * (k / 32), x_sums_.data() + m * (k / step));
     });
-    const int64_t range = stream_outputs(w.rows());
-    const int64_t ranges = (w.rows() + range - 1) / range;
-    const int64_t row_ranges = (rows + kRowsPerTask - 1) / kRowsPerTask;
-    run(ranges * row_ranges, rows * w.rows() * k / 4, [&](int64_t task) {
-      const int64_t first = task / ranges * kRowsPerTask;
-      BlockLinearArgs part;
+    const auto run_part = [&](BlockLinearArgs& part, int64_t first) {
       part.x = x_codes_.data() + first * k;
       part.scale = x_scales_.data() + first * (k / 32);
       part.sum = x_sums_.data() + first * (k / step);
-      part.rows = std::min(kRowsPerTask, rows - first);
-      part.k = k;
+      kernels_.block_linear(part);
+    };
+    run_product<BlockLinearArgs>(
+        w, bias, out, stream_outputs(w.rows()), rows * w.rows() * k / 4, run_part);
+  }
+
+  // Deals a product by `range` outputs and kRowsPerTask rows: run_part(args, first row of them).
+  template <typename Args, typename RunPart>
+  void run_product(const TensorView& w, const TensorView& bias, const TensorView& out,
+      int64_t range, int64_t work, const RunPart& run_part) {
+    const int64_t ranges = (w.rows() + range - 1) / range;
+    const int64_t row_ranges = (out.rows() + kRowsPerTask - 1) / kRowsPerTask;
+    run(ranges * row_ranges, work, [&](int64_t task) {
+      const int64_t first = task / ranges * kRowsPerTask;
+      Args part;
+      part.rows = std::min(kRowsPerTask, out.rows() - first);
+      part.k = w.cols();
       part.w = w.data;
       part.w_dtype = w.dtype;
       part.n_begin = task % ranges * range;
@@ -373,12 +375,12 @@ class CpuOps final : public Ops {
       part.bias = bias.as<float>();
       part.out = out.row_as<float>(first);
       part.out_stride = float_stride(out);
-      kernels_.block_linear(part);
+      run_part(part, first);
     });
   }
 
   static int64_t panel_outputs(int64_t k) {
-    return std::max<int64_t>(4, kPanelFloats / padded_k(k) / 4 * 4);
+    return std::max<int64_t>(4, kPanelFloats / panel_stride(k) / 4 * 4);
   }
   // A few ranges a thread: even when one of them is slowed down by a neighbour.
   int64_t stream_outputs(int64_t outputs) const {

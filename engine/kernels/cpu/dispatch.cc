@@ -1,4 +1,4 @@
-#include "engine/kernels/cpu/dispatch.h"
+#include "engine/kernels/cpu/cpu_ops.h"
 
 #include <vector>
 

@@ -9,48 +9,37 @@
 
 namespace millrace {
 
-// out[m, n] = x[m] · w[n] (+ bias[n]) for m < rows and n in [n_begin, n_end). w: plain.
-struct LinearArgs {
-  const float* x = nullptr;
-  int64_t x_stride = 0;  // floats
+// out[m, n] = x[m] · w[n] (+ bias[n]) for m < rows and n in [n_begin, n_end).
+struct ProductArgs {
   int64_t rows = 0;
   int64_t k = 0;
-  const uint8_t* w = nullptr;  // row 0
-  int64_t w_stride = 0;        // bytes
+  const uint8_t* w = nullptr;  // row 0, or the first group
   DType w_dtype = DType::kF32;
   int64_t n_begin = 0;
   int64_t n_end = 0;
   const float* bias = nullptr;  // or null
   float* out = nullptr;         // element [0, 0]
   int64_t out_stride = 0;       // floats
-  float* panel = nullptr;       // panel_floats(n_end - n_begin, k), when rows > kStreamRows
+};
+// w: plain.
+struct LinearArgs : ProductArgs {
+  const float* x = nullptr;
+  int64_t x_stride = 0;    // floats
+  int64_t w_stride = 0;    // bytes
+  float* panel = nullptr;  // [n_end - n_begin, panel_stride(k)], when rows > kStreamRows
+};
+// x as quantize_row made it, w packed (blocks.h); n_begin is a multiple of kPackedRows.
+struct BlockLinearArgs : ProductArgs {
+  const int16_t* x = nullptr;    // [rows, k]
+  const float* scale = nullptr;  // [rows, k / 32]
+  const float* sum = nullptr;    // [rows, k / step]
 };
 
 // Up to so many rows weights are unpacked in registers, each once; more rows go through a panel of
 // unpacked weights that stays in the cache. Both compute the same bits.
 constexpr int64_t kStreamRows = 4;
-constexpr int64_t kUnpackStep = 32;  // weights unpacked at once; a panel's rows are padded to it
-constexpr int64_t padded_k(int64_t k) { return (k + kUnpackStep - 1) / kUnpackStep * kUnpackStep; }
-constexpr int64_t panel_floats(int64_t outputs, int64_t k) {
-  return (outputs + 3) / 4 * 4 * padded_k(k);
-}
-
-// The same with x as quantize_row made it and w packed (blocks.h); n_begin is a multiple of
-// kPackedRows.
-struct BlockLinearArgs {
-  const int16_t* x = nullptr;    // [rows, k]
-  const float* scale = nullptr;  // [rows, k / 32]
-  const float* sum = nullptr;    // [rows, k / step]
-  int64_t rows = 0;
-  int64_t k = 0;
-  const uint8_t* w = nullptr;  // the first group
-  DType w_dtype = DType::kF32;
-  int64_t n_begin = 0;
-  int64_t n_end = 0;
-  const float* bias = nullptr;  // or null
-  float* out = nullptr;         // element [0, 0]
-  int64_t out_stride = 0;       // floats
-};
+// Floats from row to row of a panel: whole cache lines.
+constexpr int64_t panel_stride(int64_t k) { return (k + 15) / 16 * 16; }
 
 // Attention of `tokens` consecutive rows of one sequence and `heads` query heads of one KV head.
 struct AttentionArgs {

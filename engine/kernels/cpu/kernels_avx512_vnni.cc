@@ -1,24 +1,5 @@
-// The AVX-512 kernels with VNNI, which adds products of integers: the bodies over the vectors of
-// vec_avx512.h. Only this file is compiled with their flags (CMakeLists.txt), and it leaves no
-// inline function or template of a shared header behind that the linker could give to another.
 #include "engine/kernels/cpu/vec_avx512.h"
 
-#include "engine/kernels/cpu/kernels.h"
+#include "engine/kernels/cpu/kernels_body.h"
 
-// These are written over the vectors above, so they come after.
-#include "engine/kernels/cpu/math_body.h"
-
-#include "engine/kernels/cpu/attention_body.h"
-#include "engine/kernels/cpu/block_linear_body.h"
-#include "engine/kernels/cpu/linear_body.h"
-#include "engine/kernels/cpu/rows_body.h"
-
-namespace millrace {
-
-const CpuKernels& kernels_avx512_vnni() {
-  static constexpr CpuKernels kTable = {kLevelName, linear, quantize_row, block_linear, widen,
-      rms_norm, add, gate_mul, soft_cap, rope, attention, finite_max, scaled_exp};
-  return kTable;
-}
-
-}  // namespace millrace
+const millrace::CpuKernels& millrace::kernels_avx512_vnni() { return kLevel; }

@@ -6,41 +6,28 @@
 namespace millrace {
 namespace {
 
-constexpr int kStepVecs = kUnpackStep / kWidth;
 constexpr int kTileOutputs = 4;
 
-// How kUnpackStep weights of each stored type become vectors.
+// How kWidth weights of each stored type become a vector.
 struct WeightF32 {
-  static constexpr int kBytes = 128;
-  static void unpack(const uint8_t* p, Vec* out) {
-    for (int i = 0; i < kStepVecs; ++i) {
-      out[i] = vec_load(reinterpret_cast<const float*>(p) + i * kWidth);
-    }
-  }
+  static constexpr int kBytes = 4;
+  static Vec load(const uint8_t* p) { return vec_load(reinterpret_cast<const float*>(p)); }
 };
 struct WeightF16 {
-  static constexpr int kBytes = 64;
-  static void unpack(const uint8_t* p, Vec* out) {
-    for (int i = 0; i < kStepVecs; ++i) out[i] = vec_load_f16(p + i * kWidth * 2);
-  }
+  static constexpr int kBytes = 2;
+  static Vec load(const uint8_t* p) { return vec_load_f16(p); }
 };
 struct WeightBF16 {
-  static constexpr int kBytes = 64;
-  static void unpack(const uint8_t* p, Vec* out) {
-    for (int i = 0; i < kStepVecs; ++i) out[i] = vec_load_bf16(p + i * kWidth * 2);
-  }
+  static constexpr int kBytes = 2;
+  static Vec load(const uint8_t* p) { return vec_load_bf16(p); }
 };
-// The last `n` < kUnpackStep weights of a plain type, then zeros.
+// The first n <= kWidth of them, then zeros.
 template <typename Weight>
-inline void unpack_tail(const uint8_t* p, int64_t n, Vec* out) {
-  uint8_t padded[Weight::kBytes] = {};
-  std::memcpy(padded, p, static_cast<size_t>(n * (Weight::kBytes / kUnpackStep)));
-  Weight::unpack(padded, out);
-}
-
-// Elements [offset, offset + W) of a tail of n, zeros beyond.
-inline Vec load_tail(const float* p, int64_t offset, int64_t n) {
-  return vec_load_n(p + offset, static_cast<int>(min_of(kWidth, max_of(n - offset, 0))));
+inline Vec load_weights(const uint8_t* p, int n) {
+  if (n == kWidth) return Weight::load(p);
+  uint8_t padded[kWidth * Weight::kBytes] = {};
+  std::memcpy(padded, p, static_cast<size_t>(n) * Weight::kBytes);
+  return Weight::load(padded);
 }
 
 // Sums one row's accumulators into outputs n0 .. n0 + 3, those below n_end.
@@ -53,139 +40,69 @@ inline void store_outputs(const LinearArgs& a, const Vec* acc, int64_t m, int64_
   }
 }
 
-// kRows rows times four outputs, the weights unpacked in registers.
+// `rows` <= kRows rows from m0 on times four outputs.
 template <typename Weight, int kRows>
-inline void stream_tile(const LinearArgs& a, int64_t n0) {
+inline void linear_tile(const LinearArgs& a, int64_t rows, int64_t m0, int64_t n0) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return linear_tile<Weight, kRows - 1>(a, rows, m0, n0);
+  }
   const uint8_t* w[kTileOutputs];
   for (int n = 0; n < kTileOutputs; ++n) w[n] = a.w + min_of(n0 + n, a.n_end - 1) * a.w_stride;
-  Vec acc[kRows][kTileOutputs];
-  for (auto& row : acc) {
-    for (Vec& v : row) v = vec_set(0);
-  }
   // The processor follows long streams by itself, not four short ones (twice the speed from memory
-  // at K = 1536).
+  // at K = 1536). A panel is in the cache.
+  constexpr bool kFromMemory = kRows <= kStreamRows;
   const int64_t next_tile = kTileOutputs * a.w_stride;
-  const int64_t steps = a.k / kUnpackStep;
-  for (int64_t s = 0; s < steps; ++s) {
-    const float* x = a.x + s * kUnpackStep;
-#pragma GCC unroll 4
-    for (int n = 0; n < kTileOutputs; ++n) {
-      Vec weights[kStepVecs];
-      Weight::unpack(w[n] + s * Weight::kBytes, weights);
-      __builtin_prefetch(w[n] + next_tile + s * Weight::kBytes);
-#pragma GCC unroll 8
-      for (int i = 0; i < kStepVecs; ++i) {
-#pragma GCC unroll 4
-        for (int m = 0; m < kRows; ++m) {
-          acc[m][n] = vec_fma(weights[i], vec_load(x + m * a.x_stride + i * kWidth), acc[m][n]);
-        }
-      }
-    }
-  }
-  if (const int64_t left = a.k - steps * kUnpackStep; left > 0) {
-    for (int n = 0; n < kTileOutputs; ++n) {
-      Vec weights[kStepVecs];
-      unpack_tail<Weight>(w[n] + steps * Weight::kBytes, left, weights);
-      for (int i = 0; i < kStepVecs; ++i) {
-        for (int m = 0; m < kRows; ++m) {
-          const float* x = a.x + m * a.x_stride + steps * kUnpackStep;
-          acc[m][n] = vec_fma(weights[i], load_tail(x, i * kWidth, left), acc[m][n]);
-        }
-      }
-    }
-  }
-  for (int m = 0; m < kRows; ++m) store_outputs(a, acc[m], m, n0);
-}
-
-// kRows rows from m0 on times four outputs from the panel's four rows at `w`.
-template <int kRows>
-inline void panel_tile(const LinearArgs& a, const float* w, int64_t m0, int64_t n0) {
-  const int64_t stride = padded_k(a.k);
   const float* x = a.x + m0 * a.x_stride;
-  Vec acc[kRows][kTileOutputs];
-  for (auto& row : acc) {
-    for (Vec& v : row) v = vec_set(0);
-  }
-  const int64_t whole = a.k / kUnpackStep * kUnpackStep;
-  for (int64_t k = 0; k < whole; k += kWidth) {
+  Vec acc[kRows][kTileOutputs] = {};
+  for_vecs(a.k, [&](int64_t k, int part) {
     Vec weights[kTileOutputs];
 #pragma GCC unroll 4
-    for (int n = 0; n < kTileOutputs; ++n) weights[n] = vec_load(w + n * stride + k);
+    for (int n = 0; n < kTileOutputs; ++n) {
+      const uint8_t* p = w[n] + k * Weight::kBytes;
+      weights[n] = load_weights<Weight>(p, part);
+      if (kFromMemory) __builtin_prefetch(p + next_tile);
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
-      const Vec xv = vec_load(x + m * a.x_stride + k);
+      const Vec xv = load_part(x + m * a.x_stride + k, part);
 #pragma GCC unroll 4
       for (int n = 0; n < kTileOutputs; ++n) acc[m][n] = vec_fma(weights[n], xv, acc[m][n]);
     }
-  }
-  for (int64_t k = whole; k < stride; k += kWidth) {
-    for (int m = 0; m < kRows; ++m) {
-      const Vec xv = load_tail(x + m * a.x_stride + whole, k - whole, a.k - whole);
-      for (int n = 0; n < kTileOutputs; ++n) {
-        acc[m][n] = vec_fma(vec_load(w + n * stride + k), xv, acc[m][n]);
-      }
+  });
+  for (int m = 0; m < kRows; ++m) store_outputs(a, acc[m], m0 + m, n0);
+}
+
+// A tile's rows stay in the first cache while the weights pass by.
+template <typename Weight, int kRows>
+void linear_tiles(const LinearArgs& a) {
+  for (int64_t m = 0; m < a.rows; m += kRows) {
+    for (int64_t n = a.n_begin; n < a.n_end; n += kTileOutputs) {
+      linear_tile<Weight, kRows>(a, min_of(kRows, a.rows - m), m, n);
     }
   }
-  for (int m = 0; m < kRows; ++m) store_outputs(a, acc[m], m0 + m, n0);
 }
 
 template <typename Weight>
 void widen_as(const uint8_t* row, int64_t n, float* out) {
-  Vec weights[kStepVecs];
-  const int64_t steps = n / kUnpackStep;
-  for (int64_t s = 0; s < steps; ++s) {
-    Weight::unpack(row + s * Weight::kBytes, weights);
-    for (int i = 0; i < kStepVecs; ++i) vec_store(out + s * kUnpackStep + i * kWidth, weights[i]);
-  }
-  if (const int64_t left = n - steps * kUnpackStep; left > 0) {
-    unpack_tail<Weight>(row + steps * Weight::kBytes, left, weights);
-    for (int64_t i = 0; i * kWidth < left; ++i) {
-      vec_store_n(out + steps * kUnpackStep + i * kWidth, weights[i],
-          static_cast<int>(min_of(kWidth, left - i * kWidth)));
-    }
-  }
-}
-
-template <typename Weight>
-void linear_panel(const LinearArgs& a) {
-  const int64_t stride = padded_k(a.k);
-  for (int64_t n = a.n_begin; n < a.n_begin + (a.n_end - a.n_begin + 3) / 4 * 4; ++n) {
-    float* row = a.panel + (n - a.n_begin) * stride;
-    widen_as<Weight>(a.w + min_of(n, a.n_end - 1) * a.w_stride, a.k, row);
-    for (int64_t k = a.k; k < stride; ++k) row[k] = 0;
-  }
-  // A tile's rows stay in the first cache while the panel passes by from the second.
-  for (int64_t m = 0; m < a.rows; m += kTileRows) {
-    for (int64_t n = a.n_begin; n < a.n_end; n += kTileOutputs) {
-      const float* w = a.panel + (n - a.n_begin) * stride;
-      switch (min_of(kTileRows, a.rows - m)) {
-        case 1: panel_tile<1>(a, w, m, n); break;
-        case 2: panel_tile<2>(a, w, m, n); break;
-        case 3: panel_tile<3>(a, w, m, n); break;
-        case 4: panel_tile<(kTileRows < 4 ? 1 : 4)>(a, w, m, n); break;
-        case 5: panel_tile<(kTileRows < 5 ? 1 : 5)>(a, w, m, n); break;
-        default: panel_tile<kTileRows>(a, w, m, n);
-      }
-    }
-  }
-}
-
-template <typename Weight, int kRows>
-void linear_stream(const LinearArgs& a) {
-  for (int64_t n = a.n_begin; n < a.n_end; n += kTileOutputs) stream_tile<Weight, kRows>(a, n);
+  for_vecs(n, [&](int64_t i, int part) {
+    store_part(out + i, load_weights<Weight>(row + i * Weight::kBytes, part), part);
+  });
 }
 
 template <typename Weight>
 void linear_as(const LinearArgs& a) {
-  static_assert(kStreamRows == 4);
-  switch (a.rows) {
-    case 0: return;
-    case 1: return linear_stream<Weight, 1>(a);
-    case 2: return linear_stream<Weight, 2>(a);
-    case 3: return linear_stream<Weight, 3>(a);
-    case 4: return linear_stream<Weight, 4>(a);
-    default: return linear_panel<Weight>(a);
+  if (a.rows <= kStreamRows) return linear_tiles<Weight, kStreamRows>(a);
+  LinearArgs panel = a;
+  panel.w = reinterpret_cast<const uint8_t*>(a.panel);
+  panel.w_stride = panel_stride(a.k) * 4;
+  panel.n_begin = 0;
+  panel.n_end = a.n_end - a.n_begin;
+  panel.out += a.n_begin;
+  if (a.bias != nullptr) panel.bias += a.n_begin;
+  for (int64_t n = 0; n < panel.n_end; ++n) {
+    widen_as<Weight>(a.w + (a.n_begin + n) * a.w_stride, a.k, a.panel + n * panel_stride(a.k));
   }
+  linear_tiles<WeightF32, kTileRows>(panel);
 }
 
 void linear(const LinearArgs& a) {

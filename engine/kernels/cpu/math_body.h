@@ -1,8 +1,23 @@
 // Vector arithmetic over whichever Vec the including kernels_*.cc chose.
 #pragma once
 
+#include <cstring>
+
 namespace millrace {
 namespace {
+
+inline Vec vec_set(float x) { return x - Vec{}; }
+inline Vec vec_load(const float* p) {
+  Vec a;
+  std::memcpy(&a, p, sizeof(a));
+  return a;
+}
+inline void vec_store(float* p, Vec a) { std::memcpy(p, &a, sizeof(a)); }
+
+// 2^n of whole n in [-126, 127].
+inline Vec vec_exp2_whole(Vec n) {
+  return reinterpret_cast<Vec>((__builtin_convertvector(n, Sums) + 127) << 23);
+}
 
 // e^x to about 1e-7 relative for x in [-87.3, 88]; 0 below, e^88 above, NaN of NaN. Cody and Waite
 // reduction to |r| <= ln(2)/2 and the Taylor polynomial of degree 7 (truncation 5e-9).
@@ -20,14 +35,14 @@ inline Vec vec_exp(Vec x) {
   p = vec_fma(p, r, vec_set(0.5f));
   p = vec_fma(p, r, vec_set(1.0f));
   p = vec_fma(p, r, vec_set(1.0f));
-  return vec_zero_below(x, kLowest, p * vec_exp2_whole(n));
+  return x < kLowest ? Vec{} : p * vec_exp2_whole(n);
 }
 
 // To about 1e-7, absolute.
-inline Vec vec_tanh(Vec x) { return vec_set(1) - vec_set(2) / (vec_set(1) + vec_exp(x + x)); }
+inline Vec vec_tanh(Vec x) { return 1.0f - 2.0f / (1.0f + vec_exp(x + x)); }
 
 inline float vec_sum_of(Vec a) {
-  const Vec four[4] = {a, vec_set(0), vec_set(0), vec_set(0)};
+  const Vec four[4] = {a};
   float sums[4];
   vec_sums4(four, sums);
   return sums[0];
@@ -45,11 +60,7 @@ inline void for_vecs(int64_t n, Body body) {
 }
 inline Vec load_part(const float* p, int n) { return n == kWidth ? vec_load(p) : vec_load_n(p, n); }
 inline void store_part(float* p, Vec a, int n) {
-  if (n == kWidth) {
-    vec_store(p, a);
-  } else {
-    vec_store_n(p, a, n);
-  }
+  n == kWidth ? vec_store(p, a) : vec_store_n(p, a, n);
 }
 
 }  // namespace

@@ -5,7 +5,7 @@ namespace millrace {
 namespace {
 
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out) {
-  Vec squares = vec_set(0);
+  Vec squares{};
   for_vecs(n, [&](int64_t i, int part) {
     const Vec v = load_part(x + i, part);
     squares = vec_fma(v, v, squares);
@@ -27,14 +27,10 @@ void add(float* x, const float* y, int64_t n) {
 // Both activations are g * sigmoid(u): u = g of silu, and of gelu u = 2 sqrt(2/pi) (g + c g^3),
 // since (1 + tanh(z)) / 2 = sigmoid(2 z).
 void gate_mul(const float* gate, const float* up, int64_t n, bool gelu, float* out) {
-  const Vec one = vec_set(1);
   for_vecs(n, [&](int64_t i, int part) {
     const Vec g = load_part(gate + i, part);
-    Vec u = g;
-    if (gelu) {
-      u = vec_set(1.5957691216f) * vec_fma(g * g * g, vec_set(0.044715f), g);
-    }
-    const Vec gated = g / (one + vec_exp(vec_set(0) - u));
+    const Vec u = gelu ? 1.5957691216f * vec_fma(g * g * g, vec_set(0.044715f), g) : g;
+    const Vec gated = g / (1.0f + vec_exp(Vec{} - u));
     store_part(out + i, gated * load_part(up + i, part), part);
   });
 }
@@ -83,7 +79,7 @@ double scaled_exp(const float* x, int64_t n, float max, float factor, float* y, 
   constexpr int64_t kPiece = 1024;  // summed in fp32; the pieces in double
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += kPiece) {
-    Vec sum = vec_set(0);
+    Vec sum{};
     for_vecs(min_of(kPiece, n - begin), [&](int64_t offset, int part) {
       const int64_t i = begin + offset;
       const Vec shifted = (load_part(x + i, part) - vec_set(max)) * vec_set(factor);

@@ -1,6 +1,6 @@
 // tokenizer.json made from GGUF vocabularies: its shape, what is refused, and that text becomes
 // the ids transformers gives (tests/data/goldens, scripts/make_goldens.py).
-#include "engine/model/gguf_tokenizer.h"
+#include "engine/model/stored_model.h"
 
 #include <boost/json/parse.hpp>
 #include <cstdlib>

@@ -5,7 +5,7 @@
 #include <random>
 
 #include "engine/model/checkpoint.h"
-#include "engine/model/safetensors.h"
+#include "engine/model/stored_model.h"
 #include "tests/engine/model/files.h"
 #include "tests/engine/model/gguf_builder.h"
 

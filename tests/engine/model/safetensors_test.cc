@@ -1,5 +1,5 @@
 // The reader of .safetensors against the corpus of THREATS.md, section 5.
-#include "engine/model/safetensors.h"
+#include "engine/model/stored_model.h"
 
 #include <fmt/format.h>
 

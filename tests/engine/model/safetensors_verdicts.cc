@@ -3,7 +3,7 @@
 #include <cstdio>
 
 #include "engine/base/one_line.h"
-#include "engine/model/safetensors.h"
+#include "engine/model/stored_model.h"
 #include "tests/fuzz/input.h"
 
 int main() {

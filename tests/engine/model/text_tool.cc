@@ -17,7 +17,7 @@
 
 #include "engine/base/status.h"
 #include "engine/model/gguf.h"
-#include "engine/model/gguf_tokenizer.h"
+#include "engine/model/stored_model.h"
 #include "engine/text/text.h"
 
 namespace millrace {

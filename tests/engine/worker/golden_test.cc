@@ -112,7 +112,7 @@ std::vector<std::vector<float>> logits_of(
       const Tensor hidden = device->tensor(
           DType::kF32, {static_cast<int64_t>(ids.size()), model.config().hidden_size}, "hidden");
       for (const Stage& stage : stages) {
-        StageRank part(model, stage, tp == 1 ? make_single_comm() : group.comm(rank));
+        StageRank part(model, stage, tp == 1 ? std::make_unique<DeviceComm>() : group.comm(rank));
         logits[static_cast<size_t>(rank)] = part.run(ids, hidden.view);
       }
     });

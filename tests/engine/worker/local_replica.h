@@ -61,6 +61,7 @@ class LocalReplica {
   ~LocalReplica() {
     if (!finished_) handle(StopEvent{"the test is over"});
     for (auto& link : links_) link->close();
+    io_.poll();  // what was sent leaves
     for (auto& thread : threads_) thread.join();
   }
 

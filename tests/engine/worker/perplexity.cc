@@ -55,8 +55,8 @@ int run(const std::string& path) {
   const auto device = make_cpu_device();
   ThreadPool pool(static_cast<int>(std::thread::hardware_concurrency()));
   const auto ops = make_cpu_ops(pool);
-  const auto comm = make_single_comm();
-  TpOps tp(*comm);
+  DeviceComm comm;
+  TpOps tp(comm);
   const Stage stage = cut_stages(model->config(), EngineConfig()).front();
   Decoder decoder(*model, stage, {kWindow, kWindow, kWindow}, *ops, tp, *device, [] {});
   KvCache cache(*device, decoder.num_layers(), decoder.attention_shape(), 16, kWindow / 16);

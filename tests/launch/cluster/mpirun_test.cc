@@ -1,4 +1,4 @@
-#include "launch/cluster/mpirun.h"
+#include "launch/cluster/launcher.h"
 
 #include <gtest/gtest.h>
 

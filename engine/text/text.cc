@@ -1,17 +1,40 @@
-// Tokenizer over the Rust library: encoding is the library's, decoding is a stream's whole text.
-// Detokenizer gives out the bytes of one stream's ids as soon as their characters are complete.
+// Tokenizer and ChatTemplate over the Rust library: encoding is the library's, decoding is a
+// stream's whole text. Detokenizer gives out the bytes of one stream's ids as soon as their
+// characters are complete.
+#include "engine/text/text.h"
+
 #include <fmt/format.h>
 
 #include <cstring>
 #include <utility>
 
 #include "engine/base/status.h"
-#include "engine/text/rust_bytes.h"
-#include "engine/text/text.h"
+#include "engine/text/rust/millrace_text.h"
 
 namespace millrace {
 
 namespace {
+
+// Bytes the Rust library filled.
+class RustBuffer {
+ public:
+  RustBuffer() = default;
+  ~RustBuffer() { mr_buffer_free(buffer_); }
+  RustBuffer(const RustBuffer&) = delete;
+
+  mr_buffer* out() { return &buffer_; }  // to be filled once
+  std::string_view view() const {
+    return {reinterpret_cast<const char*>(buffer_.data), buffer_.size};
+  }
+  std::string text() const { return std::string(view()); }
+
+ private:
+  mr_buffer buffer_{};
+};
+
+mr_bytes rust_bytes(std::string_view text) {
+  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
+}
 
 constexpr std::string_view kReplacement = "\xef\xbf\xbd";  // U+FFFD
 
@@ -132,6 +155,32 @@ std::string Detokenizer::strip(std::string text) {
     }
   }
   return text.substr(spaces);
+}
+
+ChatTemplate::ChatTemplate(mr_template* handle) : handle_(handle, mr_template_free) {}
+
+std::shared_ptr<const ChatTemplate> ChatTemplate::parse(
+    std::string_view source, std::string_view bos_token, std::string_view eos_token) {
+  mr_template* handle = nullptr;
+  RustBuffer error;
+  if (!mr_template_new(
+          rust_bytes(source), rust_bytes(bos_token), rust_bytes(eos_token), &handle, error.out())) {
+    throw Error(ExitCode::kModel,
+        "The model's chat template cannot be used: {}. Give another one with --chat-template, or "
+        "fetch the model again.",
+        error.view());
+  }
+  return std::shared_ptr<const ChatTemplate>(new ChatTemplate(handle));
+}
+
+std::string ChatTemplate::render(
+    std::string_view messages_json, std::string_view extra_json, bool add_generation_prompt) const {
+  RustBuffer text, error;
+  if (!mr_template_render(handle_.get(), rust_bytes(messages_json), rust_bytes(extra_json),
+          add_generation_prompt, text.out(), error.out())) {
+    throw RequestError(ErrorCode::kInvalidArgument, error.text(), "messages");
+  }
+  return text.text();
 }
 
 }  // namespace millrace
