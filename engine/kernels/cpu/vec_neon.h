@@ -16,69 +16,45 @@ constexpr int kTileRows = 6;    // x 4 outputs = 24 accumulators of 32 registers
 constexpr int kBlockRows = 12;  // of a tile over packed weights: 12 integer and 12 float sums
 constexpr int kValueRows = 4;   // heads that share a load of V: 4 x 4 accumulators
 
-struct Vec {
-  float32x4_t v;
-};
+using Vec = float __attribute__((vector_size(16)));
+using Sums = int32_t __attribute__((vector_size(16)));
+using Words = uint16_t __attribute__((vector_size(16)));
 
-inline Vec vec_set(float x) { return {vdupq_n_f32(x)}; }
-inline Vec vec_load(const float* p) { return {vld1q_f32(p)}; }
 inline Vec vec_load_n(const float* p, int n) {
-  Vec a = vec_set(0);
+  Vec a{};
   std::memcpy(&a, p, static_cast<size_t>(n) * sizeof(float));
   return a;
 }
-inline void vec_store(float* p, Vec a) { vst1q_f32(p, a.v); }
 inline void vec_store_n(float* p, Vec a, int n) {
   std::memcpy(p, &a, static_cast<size_t>(n) * sizeof(float));
 }
-inline Vec operator+(Vec a, Vec b) { return {vaddq_f32(a.v, b.v)}; }
-inline Vec operator-(Vec a, Vec b) { return {vsubq_f32(a.v, b.v)}; }
-inline Vec operator*(Vec a, Vec b) { return {vmulq_f32(a.v, b.v)}; }
-inline Vec operator/(Vec a, Vec b) { return {vdivq_f32(a.v, b.v)}; }
-inline Vec vec_fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+inline Vec vec_fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 // Not vminq and vmaxq: of a NaN in either they return it.
-inline Vec vec_min(Vec a, Vec b) { return {vbslq_f32(vcltq_f32(a.v, b.v), a.v, b.v)}; }
-inline Vec vec_max(Vec a, Vec b) { return {vbslq_f32(vcgtq_f32(a.v, b.v), a.v, b.v)}; }
-inline Vec vec_round(Vec a) { return {vrndnq_f32(a.v)}; }
-inline Vec vec_exp2_whole(Vec n) {
-  const int32x4_t biased = vaddq_s32(vcvtq_s32_f32(n.v), vdupq_n_s32(127));
-  return {vreinterpretq_f32_s32(vshlq_n_s32(biased, 23))};
-}
-inline Vec vec_zero_below(Vec x, float bound, Vec a) {
-  return {vbslq_f32(vcltq_f32(x.v, vdupq_n_f32(bound)), vdupq_n_f32(0), a.v)};
-}
-inline float vec_max_of(Vec a) { return vmaxvq_f32(a.v); }
+inline Vec vec_min(Vec a, Vec b) { return a < b ? a : b; }
+inline Vec vec_max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec vec_round(Vec a) { return vrndnq_f32(a); }
+inline float vec_max_of(Vec a) { return vmaxvq_f32(a); }
 inline Vec vec_sums(const Vec* v) {
-  return {vpaddq_f32(vpaddq_f32(v[0].v, v[1].v), vpaddq_f32(v[2].v, v[3].v))};
+  return vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3]));
 }
-inline void vec_sums4(const Vec* v, float* out) { vec_store(out, vec_sums(v)); }
+inline void vec_sums4(const Vec* v, float* out) { vst1q_f32(out, vec_sums(v)); }
 
-inline Vec vec_load_f16(const uint8_t* p) {
-  return {vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p)))};
-}
+inline Vec vec_load_f16(const uint8_t* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
 inline Vec vec_load_bf16(const uint8_t* p) {
-  return {vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16))};
+  return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
 inline Vec vec_load_i8(const uint8_t* p) {
   uint32_t bytes;
   std::memcpy(&bytes, p, sizeof(bytes));
   const int16x8_t wide = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(bytes)));
-  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)))};
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 }
-inline void vec_store_i16(int16_t* p, Vec a) { vst1_s16(p, vqmovn_s32(vcvtnq_s32_f32(a.v))); }
+inline void vec_store_i16(int16_t* p, Vec a) { vst1_s16(p, vqmovn_s32(vcvtnq_s32_f32(a))); }
 
-using Words128 = uint16_t __attribute__((vector_size(16)));
-using Sums128 = int32_t __attribute__((vector_size(16)));
-inline Sums128 add_pairs(Sums128 sum, Words128 a, Sums128 b) {
+inline Sums add_pairs(Sums sum, Words a, Sums b) {
   const auto words = reinterpret_cast<int16x8_t>(a), pairs = reinterpret_cast<int16x8_t>(b);
   const int32x4_t low = vmull_s16(vget_low_s16(words), vget_low_s16(pairs));
-  return sum + reinterpret_cast<Sums128>(vpaddq_s32(low, vmull_high_s16(words, pairs)));
-}
-inline Words128 lookup_words(Words128 codes, const int* table) {
-  int8x16_t values;
-  for (int i = 0; i < 16; ++i) values[i] = static_cast<int8_t>(table[i]);
-  const uint8x8_t at = vmovn_u16(reinterpret_cast<uint16x8_t>(codes));
-  return reinterpret_cast<Words128>(vmovl_s8(vqtbl1_s8(values, at)));
+  return sum + reinterpret_cast<Sums>(vpaddq_s32(low, vmull_high_s16(words, pairs)));
 }
 
 }  // namespace
