@@ -40,6 +40,7 @@ Bytes encode(const LaunchTicket& ticket) {
   out.put(ticket.pp);
   out.put(ticket.timeout_s);
   out.put_string(ticket.log_level);
+  out.put(static_cast<uint8_t>(ticket.log_json));
   CHECK(out.size() <= kMaxBytes, "a ticket of {} bytes", out.size());
   out.patch(4, static_cast<uint32_t>(out.size() - kHeaderBytes));
   return out.take();
@@ -61,6 +62,7 @@ bool decode(std::span<const uint8_t> bytes, LaunchTicket* ticket) {
   ticket->pp = in.get<int32_t>();
   ticket->timeout_s = in.get<int32_t>();
   ticket->log_level = in.get_string();
+  ticket->log_json = in.get<uint8_t>() != 0;
   return in.done() && ticket->tp >= 1 && ticket->pp >= 1;
 }
 

@@ -7,10 +7,12 @@ import os
 import signal
 import threading
 import time
+import urllib.error
+import urllib.request
 
 import pytest
 
-from jobs import MODEL_NAME
+from jobs import MODEL_NAME, TINY
 
 CLIENT_END_SECONDS = 1.0  # promised: from the death to the end of every open stream
 WORKER_LOST = 6
@@ -45,6 +47,11 @@ class Stream(threading.Thread):
     @property
     def complete(self):
         return self.events[-1] == "[DONE]"
+
+    @property
+    def text(self):
+        """Of every event but the last."""
+        return [json.loads(event)["choices"][0]["text"] for event in self.events[:-1]]
 
     @property
     def error(self):
@@ -116,12 +123,33 @@ def test_coordinator_is_killed(start):
     server.assert_nothing_left()
 
 
-@pytest.mark.parametrize("layout", [{}, {"mode": 2, "tp": 2, "pp": 2}], ids=["mode1", "mode2"])
-def test_sigterm_lets_open_requests_finish(start, layout):
-    server = start.serve(**layout)
-    stream = Stream(server, max_tokens=40)
-    assert stream.started.wait(120)
-    assert server.stop() == 0, server.stderr[-4000:]
-    stream.join(10)
-    assert stream.complete, stream.events[-1:]
+@pytest.mark.parametrize("count, tokens", [(16, 300), pytest.param(200, 1000,
+                                                                  marks=pytest.mark.long)])
+@pytest.mark.parametrize("layout", [{}, {"mode": 2, "tp": 2}, {"mode": 3, "pp": 2}],
+                         ids=["mode1", "mode2", "mode3"])
+def test_a_drain_ends_every_stream_whole(start, layout, count, tokens):
+    server = start.serve("--max-num-seqs", 256, "--max-model-len", 2048, "--shutdown-timeout", 300,
+                         model=TINY, **layout)
+    alone = Stream(server, tokens)
+    alone.join()
+    streams = [Stream(server, tokens) for _ in range(count)]
+    with urllib.request.urlopen(f"{server.base}/load") as answer:
+        still_open = json.load(answer)["server_load"]
+    assert still_open > count // 2
+    # mpirun would end its ranks two seconds after a SIGTERM; this signal it hands on.
+    server.process.send_signal(signal.SIGUSR1 if layout.get("mode") == 3 else signal.SIGTERM)
+    refused = None
+    while refused is None:  # until the signal has come through
+        try:
+            urllib.request.urlopen(f"{server.base}/health", timeout=30).close()
+        except urllib.error.HTTPError as error:
+            refused = error
+    assert refused.code == 503 and refused.headers["Retry-After"]
+    assert json.load(refused)["error"]["code"] == "draining"
+    assert server.wait(300) == 0, server.stderr[-4000:]
+    for stream in streams:
+        stream.join(60)
+        assert stream.complete, stream.events[-1:]
+        assert stream.text == alone.text
+    print(f"{count} streams of {tokens} tokens, {still_open} open at the signal")
     server.assert_nothing_left()
