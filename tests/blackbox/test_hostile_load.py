@@ -21,8 +21,8 @@ from jobs import MODEL_NAME, TINY
 VOCABULARY = 512  # of the tiny model
 GOOD = {"model": MODEL_NAME, "prompt": list(range(3, 40)), "max_tokens": 40, "temperature": 0,
         "ignore_eos": True, "return_token_ids": True}
-# Beyond what the same load left behind before: what malloc keeps of it varies.
-MEMORY_SLACK = 24 << 20
+MEMORY_SLACK = 4  # MiB that one more round of a load may leave behind
+MAX_ROUNDS = 6
 PATIENCE = 300  # only against hangs
 
 
@@ -36,9 +36,9 @@ def descriptors_for_us():
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-@pytest.fixture
-def tiny(start):
-    return start.serve("--max-model-len", 2048, "--kv-cache-memory", "8MiB", model=TINY)
+def serve(start, cache="8MiB"):
+    """With a cache that is soon in memory to its last page."""
+    return start.serve("--max-model-len", 2048, "--kv-cache-memory", cache, model=TINY)
 
 
 def ask(server, path, body=None, method=None):
@@ -95,6 +95,11 @@ def figures(server):
             re.findall(r"^(?:millrace):(\w+)\{[^,}]*,engine=\"0\"\} (\S+)$", text.decode(), re.M)}
 
 
+def aborted(server):
+    _, text = ask(server, "/metrics")
+    return float(re.search(rb'request_success_total\{.*finished_reason="abort"\} (\S+)', text)[1])
+
+
 def resident(server):
     with open(f"/proc/{server.process.pid}/statm") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -124,18 +129,20 @@ class Held:
 
 
 def hold_and_check(server, load, count):
-    """The load once to see what malloc keeps of it, then again beside a good client."""
-    held = Held(server)
-    load(server, count)
-    held.assert_given_back()
-    base = resident(server)
-    with GoodClient(server) as good:
-        load(server, count)
-    held.assert_given_back()
-    grown = resident(server) - base
+    """The load beside a good client, again and again until a round leaves the memory where it was:
+    what malloc and the cache keep they keep once, what leaks is more every time."""
+    held, grown = Held(server), []
+    for _ in range(MAX_ROUNDS):
+        before = resident(server)
+        with GoodClient(server) as good:
+            load(server, count)
+        held.assert_given_back()
+        grown.append((resident(server) - before) / 2**20)
+        if grown[-1] <= MEMORY_SLACK:
+            break
     print(f"{count}: good answers {good.answers}, descriptors {held.descriptors}, resident "
-          f"{base >> 20} MiB {grown / 2**20:+.1f}")
-    assert grown <= MEMORY_SLACK
+          f"{resident(server) >> 20} MiB, by round {grown}")
+    assert grown[-1] <= MEMORY_SLACK, grown
     assert server.process.poll() is None
 
 
@@ -159,16 +166,14 @@ def request_bytes(body):
 def streams_nobody_reads(server, count):
     body = request_bytes({"model": MODEL_NAME, "prompt": "a", "max_tokens": 2000, "logprobs": 20,
                           "ignore_eos": True, "stream": True})
-    before = figures(server)["generation_tokens_total"]
+    before = aborted(server)
     clients = [connect(server, i, receive_buffer=4096) for i in range(count)]
     for client in clients:
         client.sendall(body)
     end = time.monotonic() + PATIENCE
-    while figures(server)["connections"] > 3:  # ours and a good client's: the rest were dropped
+    while aborted(server) < before + count:  # each was dropped on its way
         assert time.monotonic() < end, figures(server)
         time.sleep(0.2)
-    # Each was dropped on its way: none came to its end.
-    assert figures(server)["generation_tokens_total"] - before > count
     for client in clients:
         data = b""
         try:
@@ -181,8 +186,8 @@ def streams_nobody_reads(server, count):
 
 
 @pytest.mark.parametrize("count", [8, long(500)])
-def test_streams_that_nobody_reads_are_dropped(tiny, count):
-    hold_and_check(tiny, streams_nobody_reads, count)
+def test_streams_that_nobody_reads_are_dropped(start, count):
+    hold_and_check(serve(start, "64MiB" if count > 64 else "16MiB"), streams_nobody_reads, count)
 
 
 def slow_sockets(server, count):
@@ -203,8 +208,8 @@ def slow_sockets(server, count):
 
 
 @pytest.mark.parametrize("count", [long(5000)])  # CI has ServerLimits.ASlowHeadIsTimedOut
-def test_slow_sockets_are_closed_in_time(tiny, count):
-    hold_and_check(tiny, slow_sockets, count)
+def test_slow_sockets_are_closed_in_time(start, count):
+    hold_and_check(serve(start), slow_sockets, count)
 
 
 def random_disconnects(server, count):
@@ -234,8 +239,8 @@ def random_disconnects(server, count):
 
 
 @pytest.mark.parametrize("count", [200, long(10_000)])
-def test_random_disconnects_leave_nothing(tiny, count):
-    hold_and_check(tiny, random_disconnects, count)
+def test_random_disconnects_leave_nothing(start, count):
+    hold_and_check(serve(start), random_disconnects, count)
 
 
 # --- a client that tries every limit
@@ -306,7 +311,7 @@ def hostile_bodies():
 
 
 @pytest.mark.parametrize("count", [900, long(10_000)])
-def test_a_client_at_every_limit_changes_nobodys_bytes(tiny, count):
+def test_a_client_at_every_limit_changes_nobodys_bytes(start, count):
     bodies = list(hostile_bodies())
     statuses = {}
 
@@ -321,6 +326,6 @@ def test_a_client_at_every_limit_changes_nobodys_bytes(tiny, count):
             list(pool.map(one, range(how_many)))
 
     assert len(bodies) <= count
-    hold_and_check(tiny, hostile, count)
+    hold_and_check(serve(start), hostile, count)
     assert statuses[200] > count / 10 and statuses[400] > count / 10, statuses
     print(statuses)

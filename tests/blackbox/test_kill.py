@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -123,7 +124,7 @@ def test_coordinator_is_killed(start):
     server.assert_nothing_left()
 
 
-@pytest.mark.parametrize("count, tokens", [(16, 300), pytest.param(200, 1000,
+@pytest.mark.parametrize("count, tokens", [(16, 1000), pytest.param(200, 1500,
                                                                   marks=pytest.mark.long)])
 @pytest.mark.parametrize("layout", [{}, {"mode": 2, "tp": 2}, {"mode": 3, "pp": 2}],
                          ids=["mode1", "mode2", "mode3"])
@@ -132,7 +133,8 @@ def test_a_drain_ends_every_stream_whole(start, layout, count, tokens):
                          model=TINY, **layout)
     alone = Stream(server, tokens)
     alone.join()
-    streams = [Stream(server, tokens) for _ in range(count)]
+    with ThreadPoolExecutor(count) as pool:  # all at once
+        streams = list(pool.map(lambda _: Stream(server, tokens), range(count)))
     with urllib.request.urlopen(f"{server.base}/load") as answer:
         still_open = json.load(answer)["server_load"]
     assert still_open > count // 2
