@@ -56,6 +56,10 @@ def ask(server, path, body=None, method=None):
 
 def good_answer(server):
     status, body = ask(server, "/v1/completions", GOOD)
+    while status == 503:  # so many wait before it that it is to come again
+        assert json.loads(body)["error"]["code"] == "overloaded"
+        time.sleep(0.5)
+        status, body = ask(server, "/v1/completions", GOOD)
     assert status == 200, body
     return json.loads(body)["choices"]
 
@@ -157,15 +161,16 @@ def connect(server, number=0, receive_buffer=None):
     return client
 
 
-def request_bytes(body):
+def request_bytes(body, path="/v1/completions"):
     body = json.dumps(body).encode()
-    return (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
+    return (f"POST {path}".encode() + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
             b"\r\nContent-Length: %d\r\n\r\n" % len(body)) + body
 
 
 def streams_nobody_reads(server, count):
-    body = request_bytes({"model": MODEL_NAME, "prompt": "a", "max_tokens": 2000, "logprobs": 20,
-                          "ignore_eos": True, "stream": True})
+    body = request_bytes({"model": MODEL_NAME, "messages": [{"role": "user", "content": "a"}],
+                          "max_tokens": 1900, "logprobs": True, "top_logprobs": 20,
+                          "ignore_eos": True, "stream": True}, "/v1/chat/completions")
     before = aborted(server)
     clients = [connect(server, i, receive_buffer=4096) for i in range(count)]
     for client in clients:

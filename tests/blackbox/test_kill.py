@@ -124,7 +124,7 @@ def test_coordinator_is_killed(start):
     server.assert_nothing_left()
 
 
-@pytest.mark.parametrize("count, tokens", [(16, 1000), pytest.param(200, 1500,
+@pytest.mark.parametrize("count, tokens", [(16, 1000), pytest.param(200, 600,
                                                                   marks=pytest.mark.long)])
 @pytest.mark.parametrize("layout", [{}, {"mode": 2, "tp": 2}, {"mode": 3, "pp": 2}],
                          ids=["mode1", "mode2", "mode3"])
