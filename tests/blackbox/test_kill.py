@@ -9,7 +9,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -20,18 +19,23 @@ WORKER_LOST = 6
 
 
 class Stream(threading.Thread):
-    """A streaming completion read in the background; knows when its end came and what it was."""
+    """A streaming completion read in the background; knows when its end came and what it was.
+    Without `begin` it is asked for, and read from begin() on."""
 
-    def __init__(self, server, max_tokens=1500):
+    def __init__(self, server, max_tokens=1500, begin=True):
         super().__init__(daemon=True)
         self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
         body = {"model": MODEL_NAME, "prompt": "Once upon a time", "max_tokens": max_tokens,
                 "ignore_eos": True, "stream": True, "temperature": 0}
         self.connection.request("POST", "/v1/completions", json.dumps(body),
                                 {"Content-Type": "application/json"})
+        self.events, self.started, self.ended_at = [], threading.Event(), None
+        if begin:
+            self.begin()
+
+    def begin(self):
         self.answer = self.connection.getresponse()
         assert self.answer.status == 200
-        self.events, self.started, self.ended_at = [], threading.Event(), None
         self.start()
 
     def run(self):
@@ -124,20 +128,23 @@ def test_coordinator_is_killed(start):
     server.assert_nothing_left()
 
 
-@pytest.mark.parametrize("count, tokens", [(16, 1000), pytest.param(200, 600,
+@pytest.mark.parametrize("count, tokens", [(16, 1500), pytest.param(200, 600,
                                                                   marks=pytest.mark.long)])
 @pytest.mark.parametrize("layout", [{}, {"mode": 2, "tp": 2}, {"mode": 3, "pp": 2}],
                          ids=["mode1", "mode2", "mode3"])
 def test_a_drain_ends_every_stream_whole(start, layout, count, tokens):
-    server = start.serve("--max-num-seqs", 256, "--max-model-len", 2048, "--shutdown-timeout", 300,
-                         model=TINY, **layout)
+    server = start.serve("--max-num-seqs", count // 4, "--max-model-len", 2048,
+                         "--shutdown-timeout", 300, model=TINY, **layout)
     alone = Stream(server, tokens)
     alone.join()
-    with ThreadPoolExecutor(count) as pool:  # all at once
-        streams = list(pool.map(lambda _: Stream(server, tokens), range(count)))
-    with urllib.request.urlopen(f"{server.base}/load") as answer:
-        still_open = json.load(answer)["server_load"]
-    assert still_open > count // 2
+    streams = [Stream(server, tokens, begin=False) for _ in range(count)]
+    still_open = 0
+    for _ in range(100):  # until all are taken, long before the first ends
+        with urllib.request.urlopen(f"{server.base}/load") as answer:
+            still_open = json.load(answer)["server_load"]
+        if still_open == count:
+            break
+    assert still_open == count
     # mpirun would end its ranks two seconds after a SIGTERM; this signal it hands on.
     server.process.send_signal(signal.SIGUSR1 if layout.get("mode") == 3 else signal.SIGTERM)
     refused = None
@@ -148,6 +155,8 @@ def test_a_drain_ends_every_stream_whole(start, layout, count, tokens):
             refused = error
     assert refused.code == 503 and refused.headers["Retry-After"]
     assert json.load(refused)["error"]["code"] == "draining"
+    for stream in streams:
+        stream.begin()
     assert server.wait(300) == 0, server.stderr[-4000:]
     for stream in streams:
         stream.join(60)
