@@ -141,8 +141,10 @@ SchedulerStats Scheduler::stats() const {
     model_error = std::max(model_error, model.error());
     step_models.push_back(model.weights());
   }
+  const auto& queue = list(Phase::kWaiting);
   return {.running = size(Phase::kPrefill) + size(Phase::kDecode) + size(Phase::kPlanned),
       .waiting = size(Phase::kWaiting) + size(Phase::kPreempted),
+      .next = queue.empty() ? 0 : queue.front()->id,
       .free_blocks = pool_.num_free(),
       .num_blocks = pool_.num_blocks(),
       .steps = steps_,

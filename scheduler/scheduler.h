@@ -55,6 +55,7 @@ struct Emission {
 struct SchedulerStats {
   int32_t running = 0;
   int32_t waiting = 0;
+  RequestId next = 0;        // of those the one that runs first, if it has not run yet; 0: none
   uint32_t free_blocks = 0;  // those that keep a prefix included
   uint32_t num_blocks = 0;
   uint64_t steps = 0;

@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <boost/json/parse.hpp>
+#include <boost/json/serialize.hpp>
 #include <iterator>
 
+#include "engine/base/log_event.h"
 #include "engine/base/one_line.h"
 #include "engine/base/status.h"
 
@@ -15,6 +18,7 @@ namespace millrace::log {
 namespace {
 
 std::atomic<Level> threshold{Level::kInfo};
+std::atomic<bool> json_lines{false};
 
 spdlog::logger& logger() {
   static const auto instance = [] {
@@ -24,6 +28,27 @@ spdlog::logger& logger() {
     return made;
   }();
   return *instance;
+}
+
+void write_line(Level level, std::string_view line) {
+  if (!enabled(level)) return;
+  constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::debug, spdlog::level::info,
+      spdlog::level::warn, spdlog::level::err, spdlog::level::off};
+  logger().log(kLevels[static_cast<size_t>(level)], line);
+}
+
+// `text` as a JSON string. Its bytes may be anybody's: those of bad UTF-8 become question marks.
+std::string quoted(std::string_view text) {
+  const auto as_json = [](std::string_view s) {
+    return boost::json::serialize(boost::json::value(boost::json::string_view(s.data(), s.size())));
+  };
+  std::string line = one_line(text);
+  boost::system::error_code error;
+  boost::json::parse(as_json(line), error);
+  if (error)
+    std::ranges::replace_if(
+        line, [](char c) { return static_cast<unsigned char>(c) > 0x7f; }, '?');
+  return as_json(line);
 }
 
 }  // namespace
@@ -45,10 +70,30 @@ Level level_from_name(std::string_view name) {
 bool enabled(Level level) { return level >= threshold.load(std::memory_order_relaxed); }
 
 void write(Level level, std::string_view message) {
+  if (is_json()) write_line(level, "\"message\":" + quoted(message));
+  else write_line(level, one_line(message));
+}
+
+void use_json(std::string_view who) {
+  json_lines = true;
+  const std::string scope = who.empty() ? "" : fmt::format(R"("who":"{}",)", who);
+  logger().set_pattern(
+      fmt::format(R"({{"time":"%Y-%m-%dT%H:%M:%S.%eZ","level":"%l",{}%v}})", scope),
+      spdlog::pattern_time_type::utc);
+}
+
+bool is_json() { return json_lines; }
+
+void event(Level level, std::string_view name, std::initializer_list<Field> fields) {
   if (!enabled(level)) return;
-  constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::debug, spdlog::level::info,
-      spdlog::level::warn, spdlog::level::err, spdlog::level::off};
-  logger().log(kLevels[static_cast<size_t>(level)], one_line(message));
+  std::string line = is_json() ? fmt::format(R"("event":"{}")", name) : std::string(name);
+  for (const Field& field : fields) {
+    const std::string& value = field.value;
+    if (is_json())
+      line += fmt::format(R"(,"{}":{})", field.key, field.quoted ? quoted(value) : value);
+    else line += fmt::format(" {}={}", field.key, one_line(value));
+  }
+  write_line(level, line);
 }
 
 }  // namespace millrace::log

@@ -37,7 +37,7 @@ void Coordinator::on(SubmitEvent& event) {
   if (!status.ok()) {
     return emit({.id = event.id, .finish = FinishReason::kError, .status = std::move(status)});
   }
-  open_.insert(event.id);
+  open_.emplace(event.id, now_);
 }
 
 void Coordinator::on(CancelEvent& event) {
@@ -102,7 +102,7 @@ void Coordinator::send_all(FrameType type, const Bytes& body) {
 }
 
 void Coordinator::end_requests(const std::string& message) {
-  for (const RequestId id : std::exchange(open_, {})) {
+  for (const auto& [id, came] : std::exchange(open_, {})) {
     scheduler_->cancel(id);
     refuse(id, ErrorCode::kUnavailable, message);
   }
@@ -131,9 +131,12 @@ void Coordinator::handle(Event event, Millis now, std::vector<Action>& actions) 
 }
 
 CoordinatorStats Coordinator::stats(Millis now) const {
-  return {.scheduler = scheduler_ ? scheduler_->stats() : SchedulerStats(),
+  SchedulerStats known = scheduler_ ? scheduler_->stats() : SchedulerStats();
+  const auto next = open_.find(known.next);
+  return {.scheduler = std::move(known),
       .ready = scheduler_.has_value(),
       .healthy = serving() && all_beat(now),
+      .queue_wait = next == open_.end() ? 0 : now - next->second,
       .stages = times_};
 }
 

@@ -7,9 +7,9 @@
 #pragma once
 
 #include <deque>
+#include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
 #include <variant>
@@ -93,6 +93,8 @@ struct CoordinatorStats {
   SchedulerStats scheduler;
   bool ready = false;
   bool healthy = false;  // ready, not failed, every rank beats
+  // How long the request that runs next has waited: no new one waits less, but by its priority.
+  Millis queue_wait = 0;
   // Per stage, of the steps before which there was enough to run: since the plan before it, pp or
   // more requests were open at any time.
   std::vector<StageTimes> stages;
@@ -176,7 +178,7 @@ class Coordinator {
   std::vector<Rank> ranks_;
   uint32_t num_blocks_ = 0;                     // of the KV cache, from kStarting on
   std::optional<Scheduler> scheduler_;          // from kServing on
-  std::set<RequestId> open_;                    // submitted, accepted and not ended
+  std::map<RequestId, Millis> open_;            // accepted and not ended: when they came
   uint64_t num_issued_ = 0;                     // plans
   std::vector<uint64_t> results_;               // per stage: plans it has answered
   std::deque<std::vector<uint16_t>> expected_;  // per plan in flight: slots with output, in order

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "comm/mpi_world.h"
-#include "engine/base/log.h"
+#include "engine/base/log_event.h"
 #include "engine/base/one_line.h"
 #include "launch/cli/command_line.h"
 #include "launch/cluster/worker_main.h"
@@ -39,11 +39,13 @@ int run(const std::vector<std::string>& args) {
     return 0;
   }
   log::init(log::level_from_name(line.options.launch.log_level), "");
+  if (line.options.launch.log_format == "json") log::use_json("");
   return static_cast<int>(line.command->run(line.options));
 }
 
 int report(ExitCode code, const char* message) {
-  fmt::print(stderr, "millrace: {}\n", one_line(message));
+  if (log::is_json()) log::error("{}", message);
+  else fmt::print(stderr, "millrace: {}\n", one_line(message));
   return static_cast<int>(code);
 }
 

@@ -184,6 +184,8 @@ void declare_general(CLI::App& app, Options& o) {
       .add_with_default("--log-level,--uvicorn-log-level", o.launch.log_level,
           "debug, info, warning, error or off; logs go to standard error")
       ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}));
+  flags.add_with_default("--log-format", o.launch.log_format, "text, or json: an object a line")
+      ->check(CLI::IsMember({"text", "json"}));
 }
 
 void declare_profile(CLI::App& app, Options& o) {
@@ -249,13 +251,34 @@ void declare_serve(CLI::App& app, Options& o) {
       .add_with_default("--max-calls-per-minute", limits.calls_per_minute,
           "Calls that one key may begin in a minute; 0: no limit")
       ->check(CLI::Range(0, 1 << 30));
+  flags.add("--ssl-certfile", o.server.ssl_certfile,
+      "A certificate, PEM, with its chain: HTTPS instead of HTTP");
+  flags.add("--ssl-keyfile", o.server.ssl_keyfile, "Its key, PEM, without a password");
+  flags
+      .add("--allowed-hosts", o.server.allowed_hosts,
+          "Names by which clients reach this server, commas between; *: any. Default: any, but "
+          "localhost alone when --host is a loopback address; addresses always")
+      ->delimiter(',');
+  flags
+      .add("--cors-origins", o.server.cors_origins,
+          "Origins whose web pages may ask, https://a.example, commas between; *: any. Default: "
+          "none")
+      ->delimiter(',');
   flags.add_choice("--scheduling-policy", o.allow_priority, kPolicies,
       "fcfs or priority: whether calls may have a `priority`. Default: fcfs");
   flags.add_switch("--strict-fields", o.strict_fields,
       "Refuse calls with unknown fields instead of ignoring those");
+  o.launch.max_queue = 0;  // by what runs at once: finish_options
   flags
-      .add_with_default(
-          "--max-queue", o.launch.max_queue, "Requests that wait before further ones are refused")
+      .add("--max-queue", o.launch.max_queue,
+          "Requests that wait before further ones are refused. Default: 1024, or 4 for each that "
+          "runs if that is more")
+      ->check(CLI::Range(1, 1 << 20));
+  flags.add_with_default("--max-connections", limits.connections, "Connections at a time")
+      ->check(CLI::Range(1, 1 << 20));
+  flags
+      .add_with_default("--max-connections-per-address", limits.connections_per_address,
+          "Connections of one client address (IPv6: of one /64) at a time; a proxy is one client")
       ->check(CLI::Range(1, 1 << 20));
 }
 
@@ -435,6 +458,8 @@ void finish_options(const CommandInfo& command, Options& options) {
   }
   if (engine.max_num_seqs == 0) engine.max_num_seqs = gpu ? 512 : 64;
   if (engine.max_num_batched_tokens == 0) engine.max_num_batched_tokens = gpu ? kGpuTokens : 2048;
+  if (options.launch.max_queue == 0)
+    options.launch.max_queue = std::max(1024, 4 * engine.max_num_seqs);
   engine.dummy_weights = options.load_format == "dummy";
   std::istringstream words(options.mpirun_args);
   for (std::string word; words >> word;) options.launch.mpirun_args.push_back(word);

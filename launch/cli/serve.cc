@@ -11,6 +11,7 @@
 #include "engine/base/log.h"
 #include "launch/cli/commands.h"
 #include "launch/cli/session.h"
+#include "launch/gateway/origin.h"
 
 namespace millrace {
 
@@ -67,11 +68,11 @@ ExitCode run_serve(const Options& options) {
   std::optional<Session> session;  // ends after the server, which calls it
   Server server(options.server);   // binds before the model is loaded: a taken port is told at once
   server.start();
-  log::info("listening on http://{}:{}, /health says when the model is loaded", options.server.host,
-      server.port());
   const ServerConfig& config = options.server;
-  if (config.api_key.empty() && config.api_key_file.empty() && config.host != "127.0.0.1" &&
-      config.host != "localhost" && config.host != "::1")
+  const std::string url = fmt::format(
+      "{}://{}:{}", config.ssl_certfile.empty() ? "http" : "https", config.host, server.port());
+  log::info("listening on {}, /health says when the model is loaded", url);
+  if (config.api_key.empty() && config.api_key_file.empty() && !is_loopback(config.host))
     log::warning("no --api-key-file: whoever reaches {} may ask", config.host);
   End::leave_on_signal();
   session.emplace(
@@ -81,8 +82,7 @@ ExitCode run_serve(const Options& options) {
   model.strict_fields = options.strict_fields;
   server.set_engine(session->engine(), model);
   end.watch_signals();
-  log::info(
-      "serving {} at http://{}:{}/v1", session->model().name, options.server.host, server.port());
+  log::info("serving {} at {}/v1", session->model().name, url);
   const auto lost = end.wait();
   if (lost) server.fail({ErrorCode::kUnavailable, lost->message, ""});
   server.drain_and_stop();

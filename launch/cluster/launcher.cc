@@ -99,6 +99,7 @@ void Launcher::start_job(const LaunchConfig& config, LaunchMode mode, boost::asi
   ticket.pp = config.engine.pp;
   ticket.timeout_s = config.engine.timeout_s;
   ticket.log_level = config.log_level;
+  ticket.log_json = config.log_format == "json";
   const int num_ranks = ticket.tp * ticket.pp;
   listener_ = std::make_unique<LinkListener>(
       io, ticket.addresses.front(), ticket.key, num_ranks, std::move(events), std::move(on_link));

@@ -27,6 +27,7 @@ struct LaunchConfig {
   std::string control_address;           // to listen on for workers; empty: chosen
   std::vector<std::string> mpirun_args;  // further arguments of mpirun
   std::string log_level = "info";
+  std::string log_format = "text";  // or "json"
   int32_t max_queue = 1024;
   // Every rank's times of every step, on the coordinator's thread; empty: nobody measures.
   std::function<void(int rank, const StepTrace&)> on_trace;

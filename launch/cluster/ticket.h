@@ -20,6 +20,7 @@ struct LaunchTicket {
   int32_t pp = 1;
   int32_t timeout_s = 60;
   std::string log_level;
+  bool log_json = false;
 };
 
 // At most 4 KiB, so that a pipe takes it whole.

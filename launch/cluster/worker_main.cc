@@ -13,7 +13,7 @@
 
 #include "comm/link.h"
 #include "comm/mpi_world.h"
-#include "engine/base/log.h"
+#include "engine/base/log_event.h"
 #include "engine/base/status.h"
 #include "engine/worker/worker.h"
 #include "launch/cluster/ticket.h"
@@ -81,7 +81,9 @@ int worker_main() {
   MpiWorld world;
   const LaunchTicket ticket = share_ticket(world, mine);
   const Topology topology(ticket.tp, ticket.pp, world.rank());
-  log::init(log::level_from_name(ticket.log_level), fmt::format("rank {}", topology.rank()));
+  const std::string who = fmt::format("rank {}", topology.rank());
+  log::init(log::level_from_name(ticket.log_level), who);
+  if (ticket.log_json) log::use_json(who);
   std::unique_ptr<DeviceComm> tp_comm;
   if (ticket.tp > 1) tp_comm = world.split(topology.pp_rank(), topology.tp_rank());
   std::unique_ptr<PeerComm> peers;

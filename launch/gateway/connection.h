@@ -4,9 +4,7 @@
 #pragma once
 
 #include <array>
-#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/asio/strand.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <memory>
 #include <string>
@@ -15,15 +13,13 @@
 #include "launch/gateway/hub.h"
 #include "launch/gateway/request_reader.h"
 #include "launch/gateway/router.h"
+#include "launch/gateway/stream.h"
 
 namespace millrace {
 
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  using Strand = boost::asio::strand<boost::asio::io_context::executor_type>;
-  using Socket = boost::asio::basic_stream_socket<boost::asio::ip::tcp, Strand>;
-
-  Connection(Socket socket, Hub& hub, boost::asio::thread_pool& text_pool);
+  Connection(Stream::Socket socket, Hub& hub, boost::asio::thread_pool& text_pool);
   ~Connection();
 
   // These three from any thread.
@@ -46,6 +42,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void on_deadline();
   // Calls.
   bool admit(const HttpRequest& head, bool body_follows);
+  bool hold_body(size_t size);
   bool is_figures() const;
   void dispatch(HttpRequest request);
   void answer_get(const Serving& serving);
@@ -55,10 +52,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void stream(std::string events, bool ended);
   void fail_call(const Status& status);
   // Answering.
+  void begin_exchange(const std::string& request_id);
+  void log_exchange(std::string_view event) const;
   void answer(AnswerHead head, std::string body);
   void answer_error(
       int status, const std::string& message, const std::string& code, bool close = false);
-  void answer_refusal(const Hub::Refusal& refusal);
+  void answer_refusal(const Hub::Refusal& refusal, bool close = false);
   void answer_status(const Status& status);
   void flush_soon();
   void flush();
@@ -77,7 +76,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   Hub& hub_;
   boost::asio::thread_pool& text_pool_;
-  Socket socket_;
+  Stream stream_;
   boost::asio::steady_timer deadline_;     // of reading, and of lingering
   boost::asio::steady_timer write_stall_;  // of the write under way
   Phase phase_ = Phase::kReading;
@@ -88,9 +87,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool input_ended_ = false;
   RequestReader::State reader_state_ = RequestReader::State::kIdle;
   Clock::time_point body_started_;
+  std::shared_ptr<BodyShare> body_;  // until it is parsed
 
   // Of the request being answered.
-  std::string request_id_;
+  std::string request_id_, method_, path_, cors_origin_;
+  int status_ = 0;  // answered
+  Clock::time_point began_;
   RouteMatch route_;
   std::optional<size_t> key_;  // its number
   bool keep_alive_ = false;
@@ -107,6 +109,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string output_;  // being written, from written_ on
   size_t written_ = 0;
   bool writing_ = false;
+  Clock::time_point write_began_;  // of output_
   bool flush_posted_ = false;
   bool answered_ = false;  // the answer's last byte is in the queue
 };

@@ -3,11 +3,29 @@
 #include <algorithm>
 #include <cmath>
 
+#include "launch/gateway/stream.h"
+
 namespace millrace {
+namespace {
+
+// What one client cannot choose freely: its IPv4 address, or the first half of an IPv6 address.
+uint64_t network_of(const boost::asio::ip::address& address) {
+  if (address.is_v4()) return address.to_v4().to_uint();
+  const auto v6 = address.to_v6();
+  if (v6.is_v4_mapped()) return make_address_v4(boost::asio::ip::v4_mapped, v6).to_uint();
+  const auto bytes = v6.to_bytes();
+  uint64_t network = 0;
+  for (size_t i = 0; i < sizeof(network); ++i) network = network << 8 | bytes[i];
+  return network;
+}
+
+}  // namespace
 
 Hub::Hub(const ServerConfig& server_config)
     : config(server_config),
       keys(config.api_key, config.api_key_file),
+      origins(config.host, config.allowed_hosts, config.cors_origins),
+      tls(make_tls(config.ssl_certfile, config.ssl_keyfile)),
       key_uses_(keys.size(), {.allowance = static_cast<double>(config.limits.calls_per_minute)}) {}
 
 std::optional<Hub::Refusal> Hub::unavailable() const {
@@ -23,6 +41,15 @@ std::optional<Hub::Refusal> Hub::unavailable() const {
   if (!serving->engine->healthy())
     return Refusal{503, "The engine does not answer.", "unavailable"};
   return std::nullopt;
+}
+
+std::optional<Hub::Refusal> Hub::overloaded() const {
+  const auto waited = std::chrono::milliseconds(serving()->engine->stats().queue_wait);
+  if (waited <= config.limits.queue_wait) return std::nullopt;
+  return Refusal{503,
+      fmt::format(
+          "The queue is too long: its first request has waited {} s.", waited.count() / 1000),
+      "overloaded"};
 }
 
 std::shared_ptr<const Serving> Hub::serving() const {
@@ -109,16 +136,22 @@ bool Hub::wait_until_idle(std::chrono::milliseconds timeout) {
   return idle_.wait_for(lock, timeout, [&] { return open_calls_ == 0; });
 }
 
-bool Hub::add(const std::shared_ptr<Connection>& connection) {
+bool Hub::add(const std::shared_ptr<Connection>& connection, const boost::asio::ip::address& from) {
   const std::lock_guard lock(mutex_);
   if (refusing_ || connections_.size() >= config.limits.connections) return false;
-  connections_.emplace(connection.get(), connection);
+  const uint64_t network = network_of(from);
+  if (size_t& known = num_from_[network]; known < config.limits.connections_per_address) ++known;
+  else return false;
+  connections_.emplace(connection.get(), Known{connection, network});
   return true;
 }
 
 void Hub::remove(const Connection* connection) {
   const std::lock_guard lock(mutex_);
-  connections_.erase(connection);
+  const auto found = connections_.find(connection);
+  if (found == connections_.end()) return;
+  if (--num_from_[found->second.network] == 0) num_from_.erase(found->second.network);
+  connections_.erase(found);
 }
 
 void Hub::refuse_connections() {
@@ -130,8 +163,8 @@ void Hub::for_each_connection(const std::function<void(const std::shared_ptr<Con
   std::vector<std::shared_ptr<Connection>> alive;
   {
     const std::lock_guard lock(mutex_);
-    for (const auto& [key, weak] : connections_)
-      if (auto connection = weak.lock()) alive.push_back(std::move(connection));
+    for (const auto& [key, known] : connections_)
+      if (auto connection = known.connection.lock()) alive.push_back(std::move(connection));
   }
   for (const auto& connection : alive) f(connection);
 }

@@ -2,6 +2,9 @@
 // are open, and the gate between the engine's thread and ours. Thread-safe.
 #pragma once
 
+#include <atomic>
+#include <boost/asio/ip/address.hpp>
+#include <boost/asio/ssl/context.hpp>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -17,6 +20,7 @@
 #include "launch/api/model_context.h"
 #include "launch/gateway/keys.h"
 #include "launch/gateway/metrics.h"
+#include "launch/gateway/origin.h"
 #include "launch/gateway/server.h"
 
 namespace millrace {
@@ -35,6 +39,25 @@ struct EmissionGate {
   bool open = true;
 };
 
+// What the body of one request takes of the memory for all, until this ends.
+class BodyShare {
+ public:
+  explicit BodyShare(std::atomic<size_t>& in_use) : in_use_(in_use) {}
+  ~BodyShare() { in_use_ -= size_; }
+  BodyShare(const BodyShare&) = delete;
+  // False when all bodies have `limit` bytes already.
+  bool grow_to(size_t size, size_t limit) {
+    if (in_use_ >= limit) return false;
+    in_use_ += size - size_;
+    size_ = size;
+    return true;
+  }
+
+ private:
+  std::atomic<size_t>& in_use_;
+  size_t size_ = 0;
+};
+
 class Hub {
  public:
   explicit Hub(const ServerConfig& server_config);
@@ -49,6 +72,8 @@ class Hub {
   static constexpr int kRetryAfterS = 2;
   // Why nothing but /live and figures is answered now; nothing when all is well.
   std::optional<Refusal> unavailable() const;
+  // Why no call is taken for the engine now.
+  std::optional<Refusal> overloaded() const;
   std::shared_ptr<const Serving> serving() const;
 
   void set_serving(EngineApi& engine, ModelContext model);
@@ -65,15 +90,19 @@ class Hub {
   // False when calls are still open after `timeout`.
   bool wait_until_idle(std::chrono::milliseconds timeout);
 
-  // False when there are too many connections, or after refuse_connections().
-  bool add(const std::shared_ptr<Connection>& connection);
+  // False when there are too many connections, in all or from there, or after
+  // refuse_connections().
+  bool add(const std::shared_ptr<Connection>& connection, const boost::asio::ip::address& from);
   void remove(const Connection* connection);
   void refuse_connections();
   void for_each_connection(const std::function<void(const std::shared_ptr<Connection>&)>& f);
 
   const ServerConfig config;
   const KeyRing keys;
+  const OriginGuard origins;
+  const std::unique_ptr<boost::asio::ssl::context> tls;  // null: plain HTTP
   Metrics metrics;
+  std::atomic<size_t> body_bytes = 0;  // BodyShare
   const std::shared_ptr<EmissionGate> gate = std::make_shared<EmissionGate>();
 
  private:
@@ -94,7 +123,12 @@ class Hub {
   bool refusing_ = false;
   size_t open_calls_ = 0;
   std::vector<KeyUse> key_uses_;  // by number
-  std::unordered_map<const Connection*, std::weak_ptr<Connection>> connections_;
+  struct Known {
+    std::weak_ptr<Connection> connection;
+    uint64_t network;  // that it comes from
+  };
+  std::unordered_map<const Connection*, Known> connections_;
+  std::unordered_map<uint64_t, size_t> num_from_;  // connections by network
 };
 
 }  // namespace millrace

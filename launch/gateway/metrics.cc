@@ -85,6 +85,8 @@ void write_engine(Page& page, const CoordinatorStats& stats) {
   page.value("num_requests_running", "gauge", Names::kBoth, s.running);
   page.value("num_requests_waiting", "gauge", Names::kBoth, s.waiting);
   page.value("kv_cache_usage_perc", "gauge", Names::kBoth, used);
+  page.value(
+      "queue_wait_seconds", "gauge", Names::kOurs, static_cast<double>(stats.queue_wait) * 1e-3);
   const std::tuple<const char*, Names, uint64_t> counters[] = {
       {"num_preemptions_total", Names::kBoth, s.preemptions},
       {"prefix_cache_queries_total", Names::kBoth, s.admitted_tokens},
@@ -160,6 +162,7 @@ std::string Metrics::text(const Serving& serving, size_t open_calls, size_t conn
 
 void CallTimes::begin(const ApiCall& call, Metrics& metrics) {
   choices_.assign(call.choices.size(), {});
+  prompt_tokens_ = call.prompt_tokens;
   metrics.prompt_tokens_ += static_cast<uint64_t>(call.prompt_tokens);
   metrics.observe(Metrics::kChoices, static_cast<double>(call.choices.size()));
   for (const ApiCall::Choice& choice : call.choices) {
@@ -177,6 +180,7 @@ void CallTimes::note(size_t index, size_t num_tokens, FinishReason finish, Metri
   };
   if (num_tokens > 0) {
     metrics.output_tokens_ += num_tokens;
+    output_tokens_ += static_cast<int64_t>(num_tokens);
     if (choice.num_tokens == 0) {
       metrics.observe(Metrics::kFirstToken, seconds(arrived_));
       choice.first = now;

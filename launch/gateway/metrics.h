@@ -77,6 +77,8 @@ class CallTimes {
   void begin(const ApiCall& call, Metrics& metrics);
   // A choice got `num_tokens`, and its end unless `finish` is kNone.
   void note(size_t choice, size_t num_tokens, FinishReason finish, Metrics& metrics);
+  int64_t prompt_tokens() const { return prompt_tokens_; }
+  int64_t output_tokens() const { return output_tokens_; }
   // The choices that have not ended end as cancelled.
   void abandon(Metrics& metrics);
 
@@ -88,6 +90,8 @@ class CallTimes {
   };
   Clock::time_point arrived_;
   std::vector<Choice> choices_;
+  int64_t prompt_tokens_ = 0;
+  int64_t output_tokens_ = 0;  // of all choices
 };
 
 }  // namespace millrace

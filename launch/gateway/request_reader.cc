@@ -137,6 +137,10 @@ void RequestReader::check_fields() {
   request_.target = message.target();
   request_.content_type = message[http::field::content_type];
   request_.authorization = message[http::field::authorization];
+  request_.host = message[http::field::host];
+  request_.origin = message[http::field::origin];
+  request_.cors_method = message[http::field::access_control_request_method];
+  request_.cors_headers = message[http::field::access_control_request_headers];
   request_.keep_alive = message.keep_alive();
   if (const std::string_view id = message["X-Request-Id"]; is_printable_id(id))
     request_.request_id = id;

@@ -18,6 +18,10 @@ struct HttpRequest {
   std::string content_type;
   std::string authorization;  // a secret: never to be logged
   std::string request_id;     // X-Request-Id, if it is 1 to 128 printable characters
+  std::string host;
+  std::string origin;        // of a browser's page
+  std::string cors_method;   // Access-Control-Request-Method ...
+  std::string cors_headers;  // ... and -Headers
   std::string body;
   bool keep_alive = false;
   bool http_1_1 = false;

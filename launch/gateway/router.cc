@@ -100,6 +100,16 @@ std::string write_head(const AnswerHead& head) {
   if (!head.allow.empty()) text += fmt::format("Allow: {}\r\n", head.allow);
   if (head.retry_after_s > 0) text += fmt::format("Retry-After: {}\r\n", head.retry_after_s);
   if (head.status == 401) text += "WWW-Authenticate: Bearer\r\n";
+  if (!head.cors_origin.empty())
+    text += fmt::format(
+        "Access-Control-Allow-Origin: {}\r\nVary: Origin\r\n"
+        "Access-Control-Expose-Headers: x-request-id, retry-after\r\n",
+        head.cors_origin);
+  if (!head.cors_headers.empty())
+    text += fmt::format(
+        "Access-Control-Allow-Methods: GET, POST\r\nAccess-Control-Allow-Headers: {}\r\n"
+        "Access-Control-Max-Age: 600\r\n",
+        head.cors_headers);
   // A bug of ours will be there again: clients would repeat the request twice for nothing.
   if (head.status == 500) text += "x-should-retry: false\r\n";
   if (head.close) text += "Connection: close\r\n";

@@ -35,6 +35,8 @@ struct AnswerHead {
   bool event_stream = false;  // no length: chunked, or until the end of the connection
   bool chunked = false;
   size_t content_length = 0;
+  std::string_view cors_origin;   // its pages may read the answer
+  std::string_view cors_headers;  // and send these fields: with an answer to a preflight alone
 };
 
 // Status line and fields, the empty line included.

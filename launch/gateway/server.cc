@@ -1,7 +1,9 @@
 #include "launch/gateway/server.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 
+#include <algorithm>
 #include <boost/asio/io_context.hpp>
 #include <optional>
 #include <thread>
@@ -20,6 +22,24 @@ namespace {
 
 constexpr std::chrono::milliseconds kAcceptRetry{100};
 constexpr std::chrono::seconds kLastWords{2};  // for the errors of calls that a drain cut off
+
+// Bytes that the kernel may hold for a client that does not read. Its own choice grows to
+// megabytes.
+constexpr int kSendBuffer = 256 << 10;
+constexpr rlim_t kOtherDescriptors = 256;
+
+// Every connection is a descriptor, and most shells allow 1,024.
+void allow_descriptors(size_t connections) {
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  const rlim_t wanted = connections + kOtherDescriptors;
+  if (limit.rlim_cur >= wanted) return;
+  limit.rlim_cur = std::min(wanted, limit.rlim_max);
+  setrlimit(RLIMIT_NOFILE, &limit);
+  if (limit.rlim_cur < wanted)
+    log::warning("{} files may be open here (ulimit -n), which is less than {} connections need",
+        limit.rlim_cur, connections);
+}
 
 }  // namespace
 
@@ -48,6 +68,7 @@ struct Server::Impl {
 
 void Server::Impl::listen() {
   const ServerConfig& config = hub.config;
+  allow_descriptors(config.limits.connections);
   error_code error;
   const auto found = tcp::resolver(io).resolve(
       config.host, std::to_string(config.port), tcp::resolver::passive, error);
@@ -73,7 +94,7 @@ void Server::Impl::listen() {
 }
 
 void Server::Impl::accept() {
-  acceptor.async_accept(asio::make_strand(io), [this](error_code error, Connection::Socket socket) {
+  acceptor.async_accept(asio::make_strand(io), [this](error_code error, Stream::Socket socket) {
     if (error == asio::error::operation_aborted || !acceptor.is_open()) return;
     if (error) {
       // Out of descriptors, most likely: trying again at once would only spin.
@@ -84,8 +105,11 @@ void Server::Impl::accept() {
       });
       return;
     }
+    const tcp::endpoint client = socket.remote_endpoint(error);  // fails if it has gone again
+    if (!error) socket.set_option(tcp::socket::send_buffer_size(kSendBuffer), error);
+    if (!error) socket.set_option(tcp::no_delay(true), error);
     const auto connection = std::make_shared<Connection>(std::move(socket), hub, text_pool);
-    if (hub.add(connection)) connection->start();
+    if (!error && hub.add(connection, client.address())) connection->start();
     accept();
   });
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "launch/api/engine_api.h"
 #include "launch/api/model_context.h"
@@ -19,16 +20,19 @@ struct HttpLimits {
   size_t target_bytes = 8 << 10;
   size_t body_bytes = 32 << 20;
   size_t body_chunks = 65'536;
+  size_t body_memory = 1 << 30;  // of the bodies of all connections until they are parsed
   size_t connections = 10'000;
-  size_t open_calls = 4096;         // parsed or in the engine
-  size_t calls_per_key = 256;       // of these, when there are keys
-  size_t calls_per_minute = 0;      // begun with one key, as many at once; 0: no limit
-  size_t stream_queue = 256 << 10;  // bytes a stream's reader may lag behind
+  size_t connections_per_address = 1000;  // of an IPv6 client: per /64
+  size_t open_calls = 4096;               // parsed or in the engine
+  size_t calls_per_key = 256;             // of these, when there are keys
+  size_t calls_per_minute = 0;            // begun with one key, as many at once; 0: no limit
+  size_t stream_queue = 256 << 10;        // bytes a stream's reader may lag behind
   std::chrono::milliseconds head_time{10'000};
-  std::chrono::milliseconds body_grace{10'000};  // then at least body_rate
-  size_t body_rate = 1024;                       // bytes per second
-  std::chrono::milliseconds idle_time{75'000};   // between requests of a connection
-  std::chrono::milliseconds write_stall{30'000};
+  std::chrono::milliseconds body_grace{10'000};   // then at least body_rate
+  size_t body_rate = 1024;                        // bytes per second
+  std::chrono::milliseconds idle_time{75'000};    // between requests of a connection
+  std::chrono::milliseconds write_stall{30'000};  // and with more to write at least body_rate
+  std::chrono::milliseconds queue_wait{60'000};   // of the next to run, then no more calls
 };
 
 struct ServerConfig {
@@ -39,12 +43,17 @@ struct ServerConfig {
   int text_threads = 2;      // parse, template, tokenize
   std::string api_key;       // one key; neither this nor a file: everybody may ask
   std::string api_key_file;  // more, one a line
+  std::string ssl_certfile;  // PEM, with the key: HTTPS
+  std::string ssl_keyfile;
+  std::vector<std::string> allowed_hosts;  // OriginGuard
+  std::vector<std::string> cors_origins;
   HttpLimits limits;
 };
 
 class Server {
  public:
-  // Binds at once: throws Error(kAddress) when the port is in use, kInput for a bad key file.
+  // Binds at once: throws Error(kAddress) when the port is in use, kInput for a bad file of keys or
+  // of a certificate.
   explicit Server(const ServerConfig& config);
   // Stops without waiting for open calls; they are cancelled.
   ~Server();

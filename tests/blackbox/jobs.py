@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(os.environ.get("MILLRACE", ROOT / "build" / "millrace")).resolve()
 MODEL = Path(os.environ.get("MILLRACE_TEST_MODEL",
                             ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"))
+TINY = ROOT / "tests/data/tiny-llama"  # random weights, thousands of tokens a second
 MODEL_NAME = "smollm2"  # as --served-model-name
 
 # Only against hangs: many times what a slow machine needs.
@@ -144,9 +145,10 @@ class Job:
 class Server(Job):
     """`millrace serve` on a port of the test's own choice; ready when constructed."""
 
-    def __init__(self, folder, *arguments, mode=1, tp=1, pp=1, model=MODEL):
+    def __init__(self, folder, *arguments, mode=1, tp=1, pp=1, model=MODEL, tls=None):
         self.port = free_port()
-        self.base = f"http://127.0.0.1:{self.port}"
+        self.base = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        self.tls = tls  # an ssl.SSLContext, with the server's certificate
         super().__init__(command("serve", "--port", self.port, "--served-model-name", MODEL_NAME,
                                  *arguments, mode=mode, tp=tp, pp=pp, model=model), folder)
         end = time.monotonic() + START_TIMEOUT
@@ -161,7 +163,8 @@ class Server(Job):
 
     def healthy(self):
         try:
-            with urllib.request.urlopen(f"{self.base}/health", timeout=5) as answer:
+            with urllib.request.urlopen(f"{self.base}/health", timeout=5,
+                                        context=self.tls) as answer:
                 return answer.status == 200
         except (urllib.error.URLError, OSError):
             return False

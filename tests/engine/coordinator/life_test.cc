@@ -148,6 +148,24 @@ TEST(Life, WhatComesTogetherIsPlannedTogether) {
   EXPECT_EQ(c.answers[1].num_ends + c.answers[2].num_ends, 2);
 }
 
+TEST(Life, TheQueueWaitsAsLongAsItsFirst) {
+  FakeCluster c(cluster_config(1, 1));
+  c.started_all();
+  c.submit(1);
+  c.now += 50;
+  EXPECT_EQ(c.coordinator.stats(c.now).queue_wait, 0);  // it runs
+  // Until a result comes no further plan is made.
+  for (const RequestId id : {2, 3}) {
+    c.submit(id);
+    c.now += 100;
+  }
+  EXPECT_EQ(c.coordinator.stats(c.now).queue_wait, 200);
+  c.handle(CancelEvent{2});
+  EXPECT_EQ(c.coordinator.stats(c.now).queue_wait, 100);
+  c.run_dry();
+  EXPECT_EQ(c.coordinator.stats(c.now).queue_wait, 0);
+}
+
 TEST(Life, Cancel) {
   FakeCluster c(cluster_config(1, 2));
   c.started_all();

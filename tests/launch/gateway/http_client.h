@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 
@@ -24,11 +25,15 @@ struct HttpAnswer {
 
 class HttpClient {
  public:
-  explicit HttpClient(uint16_t port) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
+  // `from`: the client's own address.
+  explicit HttpClient(uint16_t port, const char* from = "127.0.0.1")
+      : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
     const timeval patience{20, 0};  // a test that waits in vain fails instead of hanging
     setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
     sockaddr_in address{};
     address.sin_family = AF_INET;
+    address.sin_addr.s_addr = inet_addr(from);
+    bind(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address));
     address.sin_port = htons(port);
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     connected_ = connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
@@ -52,12 +57,12 @@ class HttpClient {
     }
   }
   void get(const std::string& path, const std::string& fields = "") {
-    send("GET " + path + " HTTP/1.1\r\nHost: test\r\n" + fields + "\r\n");
+    send("GET " + path + " HTTP/1.1\r\nHost: localhost\r\n" + fields + "\r\n");
   }
   void post(const std::string& path, const std::string& body, const std::string& fields = "",
       const std::string& version = "1.1") {
     send("POST " + path + " HTTP/" + version +
-         "\r\nHost: test\r\nContent-Type: application/json\r\n" +
+         "\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
          "Content-Length: " + std::to_string(body.size()) + "\r\n" + fields + "\r\n" + body);
   }
 
@@ -93,6 +98,11 @@ class HttpClient {
     std::string data = take(size);
     take(2);
     return data;
+  }
+  // Takes a few bytes that nobody looks at.
+  void sip(size_t bytes) {
+    char drop[1000];
+    recv(fd_, drop, std::min(bytes, sizeof(drop)), MSG_DONTWAIT);
   }
   // True when the server has closed (and said nothing more).
   bool at_end() { return input_.empty() && !more(); }

@@ -112,7 +112,7 @@ TEST_F(Keys, AStrangersBodyIsNotWaitedFor) {
   start();
   HttpClient client(server_->port());
   client.send(
-      "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+      "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
       "Expect: 100-continue\r\nContent-Length: 30000000\r\n\r\n");
   const HttpAnswer answer = client.read_answer();
   EXPECT_EQ(answer.status, 401);

@@ -46,7 +46,7 @@ TEST_F(ServerLimits, ABodySlowerThanTheLeastRateIsTimedOut) {
   start();
   HttpClient slow(server_->port());
   slow.send(
-      "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+      "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
       "Content-Length: 100\r\n\r\n{");
   const HttpAnswer answer = slow.read_answer();
   EXPECT_EQ(answer.status, 408);
@@ -78,7 +78,7 @@ TEST_F(ServerLimits, ABodyThatIsTooLargeIsRefusedBeforeItIsRead) {
   start();
   HttpClient client(server_->port());
   client.send(
-      "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+      "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
       "Content-Length: 1073741824\r\n\r\n");
   client.send(std::string(100'000, ' '));
   EXPECT_EQ(client.read_answer().status, 413);
@@ -153,6 +153,99 @@ TEST_F(ServerLimits, ConnectionsAreCounted) {
   EXPECT_EQ(second.read_answer().status, 200);
   HttpClient third(server_->port());
   EXPECT_TRUE(third.at_end());
+}
+
+TEST_F(ServerLimits, ConnectionsAreCountedByAddressAndGivenBack) {
+  config_.limits.connections_per_address = 1;
+  start();
+  auto first = std::make_unique<HttpClient>(server_->port());
+  first->get("/live");
+  EXPECT_EQ(first->read_answer().status, 200);
+  EXPECT_TRUE(HttpClient(server_->port()).at_end());
+  HttpClient elsewhere(server_->port(), "127.0.7.7");
+  elsewhere.get("/live");
+  EXPECT_EQ(elsewhere.read_answer().status, 200);
+  first.reset();
+  HttpAnswer answer;
+  do {  // its end is seen a moment later
+    HttpClient next(server_->port());
+    next.get("/live");
+    answer = next.read_answer();
+  } while (answer.status == 0);
+  EXPECT_EQ(answer.status, 200);
+}
+
+TEST_F(ServerLimits, BodiesShareTheirMemoryUntilTheyAreParsed) {
+  config_.limits.body_memory = 50'000;
+  start();
+  const auto post = [&](HttpClient& client, size_t sent) {
+    client.send(
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "Content-Length: 100000\r\n\r\n" +
+        std::string(sent, ' '));
+  };
+  HttpClient large(server_->port());
+  post(large, 50'000);
+  HttpAnswer refused;
+  do {  // until the server has read the 50,000
+    HttpClient other(server_->port());
+    post(other, 0);
+    other.end_sending();
+    refused = other.read_answer();
+  } while (refused.status == 0);
+  EXPECT_EQ(refused.status, 503);
+  EXPECT_TRUE(refused.has("Retry-After: 2"));
+  EXPECT_EQ(get_from(server_->port(), "/v1/models").status, 200);
+  large.close();
+  engine_.on_submit = [](FakeEngine& engine, RequestId id, const Request&) {
+    engine.emit(id, "b", FinishReason::kLength);
+  };
+  int status = 503;
+  while (status == 503)
+    status = post_to(server_->port(), "/v1/completions",
+        R"({"prompt":"a","user":")" + std::string(40'000, 'x') + "\"}")
+                 .status;
+  EXPECT_EQ(status, 200);
+}
+
+TEST_F(ServerLimits, CallsForTheEngineAreRefusedWhileItsQueueStands) {
+  config_.limits.queue_wait = milliseconds(1000);
+  start();
+  CoordinatorStats stats;
+  stats.queue_wait = 1001;
+  engine_.set_stats(stats);
+  const HttpAnswer refused = post_to(server_->port(), "/v1/completions", R"({"prompt":"a"})");
+  EXPECT_EQ(refused.status, 503);
+  EXPECT_NE(refused.body.find("\"overloaded\""), std::string::npos);
+  EXPECT_TRUE(refused.has("Retry-After: 2"));
+  EXPECT_EQ(post_to(server_->port(), "/tokenize", R"({"prompt":"a"})").status, 200);
+  stats.queue_wait = 1000;
+  engine_.set_stats(stats);
+  HttpClient client(server_->port());
+  client.post("/v1/completions", R"({"prompt":"a"})");
+  engine_.wait_submitted(1);
+}
+
+TEST_F(ServerLimits, AReaderOfADropNowAndThenIsDropped) {
+  config_.limits.write_stall = milliseconds(300);
+  config_.limits.stream_queue = size_t(1) << 40;
+  start();
+  HttpClient client(server_->port());
+  client.post("/v1/completions", kWordyStream);
+  engine_.wait_submitted(1);
+  const std::string text(1000, 'x');
+  std::jthread reader([&](const std::stop_token& stop) {
+    // Less than body_rate, but more often than write_stall.
+    while (!stop.stop_requested()) {
+      client.sip(100);
+      std::this_thread::sleep_for(milliseconds(100));
+    }
+  });
+  while (engine_.cancelled().empty()) {
+    engine_.emit(1, text);
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  EXPECT_EQ(engine_.cancelled(), std::vector<RequestId>{1});
 }
 
 TEST_F(ServerLimits, ManyStreamsAtOnceAndDisconnectsAtRandom) {

@@ -83,7 +83,7 @@ TEST_F(ServerTest, ErrorsHaveOpenAisShape) {
   EXPECT_EQ(error_of(post(kCompletions, R"({"prompt":"a","n":0})")).at("param"), "n");
   EXPECT_EQ(post(kCompletions, R"({"prompt":"a","model":"x"})").status, 404);
   HttpClient client(server_->port());
-  client.send("POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}");
+  client.send("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}");
   EXPECT_EQ(client.read_answer().status, 415);
   EXPECT_EQ(engine_.num_submitted(), 0u);
 }
@@ -107,7 +107,8 @@ TEST_F(ServerTest, AConnectionIsKeptAndItsRequestIdEchoed) {
 TEST_F(ServerTest, MalformedHttpIsAnsweredAndTheConnectionEnds) {
   start();
   HttpClient client(server_->port());
-  client.send("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\nGET /live HTTP/1.1\r\nHost: h\r\n\r\n");
+  client.send(
+      "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\nGET /live HTTP/1.1\r\nHost: localhost\r\n\r\n");
   const HttpAnswer answer = client.read_answer();
   EXPECT_EQ(answer.status, 400);
   EXPECT_TRUE(answer.has("Connection: close"));
