@@ -22,8 +22,6 @@
 #include <chrono>
 #include <deque>
 #include <limits>
-#include <memory>
-#include <optional>
 #include <random>
 
 #include "engine/base/status.h"
@@ -137,10 +135,6 @@ class Client {
   }
 
  private:
-  struct Connection {
-    tcp::socket socket;
-    boost::beast::flat_buffer buffer;
-  };
   using Request = http::request<http::string_body>;
 
   double now_s() const { return std::chrono::duration<double>(Clock::now() - begin_).count(); }
@@ -169,36 +163,32 @@ class Client {
     return request;
   }
 
+  asio::awaitable<tcp::socket> connect() {
+    tcp::socket socket(io_);
+    co_await asio::async_connect(socket, endpoints_, use_awaitable);
+    socket.set_option(tcp::no_delay(true));
+    co_return socket;
+  }
+
   // Who is asked, and for which model: what fails here would fail every request.
   asio::awaitable<void> prepare() {
     try {
-      tcp::resolver resolver(io_);
-      endpoints_ = co_await resolver.async_resolve(url_.host, url_.port, use_awaitable);
-      Connection connection = co_await connect();
-      if (target_.model.empty()) {
-        co_await http::async_write(
-            connection.socket, make_request(http::verb::get, "/v1/models"), use_awaitable);
-        http::response<http::string_body> answer;
-        co_await http::async_read(connection.socket, connection.buffer, answer, use_awaitable);
-        if (answer.result() != http::status::ok)
-          throw std::runtime_error("/v1/models: " + describe(answer));
-        target_.model = json::parse(answer.body()).at("data").at(0).at("id").as_string();
-      }
-      idle_.push_back(std::move(connection));
+      endpoints_ = co_await tcp::resolver(io_).async_resolve(url_.host, url_.port, use_awaitable);
+      tcp::socket socket = co_await connect();
+      if (!target_.model.empty()) co_return;
+      co_await http::async_write(
+          socket, make_request(http::verb::get, "/v1/models"), use_awaitable);
+      boost::beast::flat_buffer buffer;
+      http::response<http::string_body> answer;
+      co_await http::async_read(socket, buffer, answer, use_awaitable);
+      if (answer.result() != http::status::ok) throw std::runtime_error(describe(answer));
+      target_.model = json::parse(answer.body()).at("data").at(0).at("id").as_string();
     } catch (const std::exception& error) {
       throw Error(ExitCode::kAddress,
           "{}: {}; give the server's --base-url (or --host and --port), a key it knows, and "
-          "--model "
-          "where it lists none",
+          "--model where /v1/models lists none",
           target_.base_url, error.what());
     }
-  }
-
-  asio::awaitable<Connection> connect() {
-    Connection connection{tcp::socket(io_), {}};
-    co_await asio::async_connect(connection.socket, endpoints_, use_awaitable);
-    connection.socket.set_option(tcp::no_delay(true));
-    co_return connection;
   }
 
   static std::string describe(const http::response<http::string_body>& answer) {
@@ -237,54 +227,30 @@ class Client {
     --open_;
   }
 
+  // A connection for each request, opened before its time runs: clients keep theirs.
   asio::awaitable<void> ask(Request request, HttpOutcome& outcome) {
+    tcp::socket socket = co_await connect();
     outcome.sent_s = now_s();
-    // The server may have closed a connection that stood idle: then a new one is tried.
-    for (bool fresh = idle_.empty();; fresh = true) {
-      std::optional<Connection> connection;
-      if (fresh) {
-        connection = co_await connect();
-      } else {
-        connection = std::move(idle_.back());
-        idle_.pop_back();
-      }
-      boost::system::error_code broken;
-      const auto or_broken = [&broken] { return asio::redirect_error(use_awaitable, broken); };
-      http::response_parser<http::string_body> parser;
-      co_await http::async_write(connection->socket, request, or_broken());
-      if (!broken)
-        co_await http::async_read_header(
-            connection->socket, connection->buffer, parser, or_broken());
-      if (broken && !fresh) continue;
-      if (broken) throw boost::system::system_error(broken);
-      co_await read_answer(*connection, parser, outcome);
-      if (parser.get().keep_alive()) idle_.push_back(std::move(*connection));
-      co_return;
-    }
-  }
-
-  // Not Beast's own loop, which holds a chunk back until the next begins.
-  asio::awaitable<void> read_answer(Connection& connection,
-      http::response_parser<http::string_body>& parser, HttpOutcome& outcome) {
+    co_await http::async_write(socket, request, use_awaitable);
+    http::response_parser<http::string_body> parser;
     parser.body_limit(boost::none);
     parser.eager(true);
-    const bool streams = parser.get().result() == http::status::ok;
+    const auto& answer = parser.get();
+    const auto streams = [&] { return answer.result() == http::status::ok; };
     EventReader events;
-    boost::beast::flat_buffer& buffer = connection.buffer;
-    for (;;) {
+    boost::beast::flat_buffer buffer;
+    // Not Beast's own loop, which holds a chunk back until the next begins.
+    while (!parser.is_done()) {
       boost::system::error_code error;
+      buffer.commit(co_await socket.async_read_some(
+          buffer.prepare(kReadBytes), asio::redirect_error(use_awaitable, error)));
+      if (error == asio::error::eof) parser.put_eof(error = {});
       while (buffer.size() > 0 && !parser.is_done() && !error)
         buffer.consume(parser.put(buffer.data(), error));
       if (error && error != http::error::need_more) throw boost::system::system_error(error);
-      if (streams) events.take(parser.get().body(), now_s(), outcome);
-      if (parser.is_done()) break;
-      const size_t size = co_await connection.socket.async_read_some(
-          buffer.prepare(kReadBytes), asio::redirect_error(use_awaitable, error));
-      buffer.commit(size);
-      if (error == asio::error::eof) parser.put_eof(error = {});
-      if (error) throw boost::system::system_error(error);
+      if (parser.is_header_done() && streams()) events.take(parser.get().body(), now_s(), outcome);
     }
-    if (!streams) throw std::runtime_error(describe(parser.get()));
+    if (!streams()) throw std::runtime_error(describe(answer));
     if (!events.done()) throw std::runtime_error("the stream ended without [DONE]");
     if (outcome.event_s.empty()) throw std::runtime_error("the stream had no token");
   }
@@ -295,8 +261,7 @@ class Client {
   std::mt19937_64 random_;
   asio::io_context io_{1};
   tcp::resolver::results_type endpoints_;
-  std::vector<Connection> idle_;  // the last used is taken first
-  std::deque<size_t> waiting_;    // their time has come
+  std::deque<size_t> waiting_;  // their time has come
   size_t open_ = 0;
   Clock::time_point begin_;
   HttpLoad load_;

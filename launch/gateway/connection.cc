@@ -34,6 +34,7 @@ void Connection::start() {
   asio::post(socket_.get_executor(), bound([this] {
     error_code ignored;
     socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
+    socket_.non_blocking(true, ignored);
     set_deadline(Clock::now() + hub_.config.limits.head_time);
     read_more();
   }));
@@ -334,6 +335,12 @@ void Connection::flush() {
 }
 
 void Connection::write_some() {
+  // Nearly always the kernel takes all at once: no timer then, and no way through the reactor.
+  error_code error;
+  written_ +=
+      socket_.write_some(asio::buffer(output_.data() + written_, output_.size() - written_), error);
+  if (error && error != asio::error::would_block) return close();
+  if (written_ == output_.size()) return on_written(0);
   write_stall_.expires_after(hub_.config.limits.write_stall);
   write_stall_.async_wait(bound([this](error_code error) {
     if (!error && writing_ && write_stall_.expiry() <= Clock::now()) close();
