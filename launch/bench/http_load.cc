@@ -23,6 +23,7 @@
 #include <deque>
 #include <limits>
 #include <random>
+#include <regex>
 
 #include "engine/base/status.h"
 
@@ -37,7 +38,6 @@ using asio::use_awaitable;
 using asio::ip::tcp;
 using Clock = std::chrono::steady_clock;
 
-constexpr std::string_view kScheme = "http://";
 constexpr size_t kErrorBytes = 300;
 constexpr size_t kEventBytes = 1 << 20;  // one line of a stream
 constexpr size_t kReadBytes = 16 << 10;
@@ -47,18 +47,12 @@ struct Url {
 };
 
 Url parse_url(const std::string& url) {
-  if (!url.starts_with(kScheme) || url.size() == kScheme.size())
+  static const std::regex form(R"(http://(?:\[([^\]]+)\]|([^/:]+))(?::(\d+))?(/.*)?)");
+  std::smatch match;
+  if (!std::regex_match(url, match, form))
     throw Error(ExitCode::kUsage, "--base-url {}: write it as http://HOST:PORT", url);
-  const std::string rest = url.substr(kScheme.size());
-  const size_t slash = std::min(rest.find('/'), rest.size());
-  Url parts{rest.substr(0, slash), "80", rest.substr(slash)};
+  Url parts{match[1].str() + match[2].str(), match[3].matched ? match[3].str() : "80", match[4]};
   while (parts.prefix.ends_with('/')) parts.prefix.pop_back();
-  const size_t colon = parts.host.rfind(':');
-  if (colon != std::string::npos && parts.host.find(']', colon) == std::string::npos) {
-    parts.port = parts.host.substr(colon + 1);
-    parts.host.resize(colon);
-  }
-  if (parts.host.starts_with('[')) parts.host = parts.host.substr(1, parts.host.size() - 2);
   return parts;
 }
 
