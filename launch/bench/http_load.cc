@@ -56,6 +56,12 @@ Url parse_url(const std::string& url) {
   return parts;
 }
 
+// Boost's own words name its source files.
+std::string words_of(const std::exception& error) {
+  const auto* failed = dynamic_cast<const boost::system::system_error*>(&error);
+  return failed != nullptr ? failed->code().message() : error.what();
+}
+
 // A stream's bytes as lines, and what its events say.
 class EventReader {
  public:
@@ -181,7 +187,7 @@ class Client {
       throw Error(ExitCode::kAddress,
           "{}: {}; give the server's --base-url (or --host and --port), a key it knows, and "
           "--model where /v1/models lists none",
-          target_.base_url, error.what());
+          target_.base_url, words_of(error));
     }
   }
 
@@ -214,7 +220,7 @@ class Client {
       try {
         co_await ask(completion(arrivals_[i]), load_.outcomes[i]);
       } catch (const std::exception& error) {
-        load_.outcomes[i].error = error.what();
+        load_.outcomes[i].error = words_of(error);
       }
       load_.duration_s = now_s();
     }
