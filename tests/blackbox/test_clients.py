@@ -40,20 +40,23 @@ def full_server(tmp_path_factory):
     starter = Starter(tmp_path_factory.mktemp("full"))
     server = starter.serve("--api-key", KEY, "--null-engine", 2000, "--max-num-seqs", 1,
                            "--max-queue", 1)
-    body = b'{"prompt": "x", "max_tokens": 900, "ignore_eos": true, "stream": true}'
-    loading = answers(server).get(503, 0)  # to looks at /health while it started
-    for _ in range(8):
-        threading.Thread(target=request, args=(server, "/v1/completions", body), daemon=True).start()
-    end = time.monotonic() + 60
-    while True:
-        refused = answers(server).get(503, 0) - loading
-        still_open = int(re.search(r"millrace:open_calls\{[^}]*\} (\d+)", metrics(server))[1])
-        if refused > 0 and refused + still_open == 8:
-            break
-        assert time.monotonic() < end, (refused, still_open)
-        time.sleep(0.1)
-    yield server
-    server.kill()
+    try:
+        body = b'{"prompt": "x", "max_tokens": 900, "ignore_eos": true, "stream": true}'
+        loading = answers(server).get(503, 0)  # to looks at /health while it started
+        for _ in range(8):
+            threading.Thread(target=request, args=(server, "/v1/completions", body),
+                             daemon=True).start()
+        end = time.monotonic() + 60
+        while True:
+            refused = answers(server).get(503, 0) - loading
+            still_open = int(re.search(r"millrace:open_calls\{[^}]*\} (\d+)", metrics(server))[1])
+            if refused > 0 and refused + still_open == 8:
+                break
+            assert time.monotonic() < end, (refused, still_open)
+            time.sleep(0.1)
+        yield server
+    finally:
+        server.kill()
 
 
 def request(server, path, body=None):
