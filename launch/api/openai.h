@@ -57,5 +57,7 @@ std::string error_json(
 // GET /v1/models and /v1/models/{id}.
 std::string models_json(const ModelContext& model);
 std::string model_json(const ModelContext& model);
+// GET /openapi.json: docs/openapi.json.
+std::string_view openapi_json();
 
 }  // namespace millrace

@@ -90,7 +90,8 @@ std::string token_text(const Tokenizer& tokenizer, int32_t id);
 class ResponseWriter {
  public:
   // `id` like "chatcmpl-…"; `created` in unix seconds.
-  ResponseWriter(const ApiCall& call, const ModelContext& model, std::string id, int64_t created);
+  ResponseWriter(
+      const ApiCall& call, const ModelContext& model, const std::string& id, int64_t created);
   // Streaming: the JSON of one chunk (without "data: "). `first`: the choice's first chunk, which
   // carries the role in chats. `completion_tokens`: so far, of all choices; told if asked for.
   std::string chunk(
@@ -101,16 +102,14 @@ class ResponseWriter {
   std::string response(const std::vector<OutputPiece>& choices, int32_t completion_tokens) const;
 
  private:
-  std::string write(boost::json::array choices, const boost::json::value& usage, bool chunk) const;
-  boost::json::object usage(int32_t completion_tokens) const;
-  // `chat_member`: what a chat calls the object with the text.
-  boost::json::object entry(size_t choice, const OutputPiece& piece, bool first, bool with_logprobs,
-      const char* chat_member) const;
+  std::string usage(int32_t completion_tokens) const;
+  // Appends an object of `choices`; `chunk`: of a stream.
+  void add_choice(
+      std::string& out, size_t choice, const OutputPiece& piece, bool first, bool chunk) const;
 
   const ApiCall& call_;
   const ModelContext& model_;
-  std::string id_;
-  int64_t created_;
+  std::string response_begin_, chunk_begin_;  // up to the choices
   bool want_logprobs_;
 };
 

@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <boost/json/object.hpp>
 #include <boost/json/serialize.hpp>
@@ -14,10 +16,21 @@ constexpr float kLowestLogprob = -9999.0f;  // JSON has no -Infinity; other serv
 
 json::string_view view(std::string_view s) { return {s.data(), s.size()}; }
 
-json::value finish_reason(FinishReason finish) {
-  if (finish == FinishReason::kStop) return "stop";
-  if (finish == FinishReason::kLength) return "length";
-  return nullptr;
+const char* finish_reason(FinishReason finish) {
+  if (finish == FinishReason::kStop) return R"("stop")";
+  if (finish == FinishReason::kLength) return R"("length")";
+  return "null";
+}
+
+// Appends `text`, which is UTF-8, as a JSON string.
+void quote(std::string& out, std::string_view text) {
+  out += '"';
+  for (const char c : text) {
+    if (static_cast<unsigned char>(c) < 0x20) out += fmt::format("\\u{:04x}", c);
+    else if (c == '"' || c == '\\') (out += '\\') += c;
+    else out += c;
+  }
+  out += '"';
 }
 
 double finite(float logprob) {
@@ -99,75 +112,82 @@ std::string token_text(const Tokenizer& tokenizer, int32_t id) {
   return to_text(token_bytes(tokenizer, id));
 }
 
+// What every response and chunk of the call begins with: written once, for each token costs.
 ResponseWriter::ResponseWriter(
-    const ApiCall& call, const ModelContext& model, std::string id, int64_t created)
+    const ApiCall& call, const ModelContext& model, const std::string& id, int64_t created)
     : call_(call),
       model_(model),
-      id_(std::move(id)),
-      created_(created),
       want_logprobs_(
-          !call.choices.empty() && call.choices.front().request.sampling.num_logprobs >= 0) {}
-
-// Everything but the choices' own objects is the same in a response, a chunk and the usage chunk.
-std::string ResponseWriter::write(json::array choices, const json::value& usage, bool chunk) const {
-  const char* object = call_.kind == ApiKind::kCompletion ? "text_completion"
-                       : chunk                            ? "chat.completion.chunk"
-                                                          : "chat.completion";
-  json::object whole{{"id", id_}, {"object", object}, {"created", created_}, {"model", model_.name},
-      {"choices", std::move(choices)}};
-  if (!chunk || call_.include_usage || !usage.is_null()) whole["usage"] = usage;
-  return json::serialize(whole);
-}
-
-json::object ResponseWriter::usage(int32_t completion_tokens) const {
-  return {{"prompt_tokens", call_.prompt_tokens}, {"completion_tokens", completion_tokens},
-      {"total_tokens", call_.prompt_tokens + completion_tokens}};
-}
-
-json::object ResponseWriter::entry(size_t choice, const OutputPiece& piece, bool first,
-    bool with_logprobs, const char* chat_member) const {
-  json::object entry{{"index", choice}};
-  if (call_.kind == ApiKind::kCompletion) {
-    entry["text"] = first ? call_.choices[choice].echo + piece.text : piece.text;
-  } else {
-    json::object message;
-    if (first) message["role"] = "assistant";
-    if (first || !piece.text.empty()) message["content"] = piece.text;
-    entry[chat_member] = std::move(message);
+          !call.choices.empty() && call.choices.front().request.sampling.num_logprobs >= 0) {
+  const bool chat = call.kind == ApiKind::kChat;
+  for (const bool chunk : {false, true}) {
+    const char* object = !chat   ? "text_completion"
+                         : chunk ? "chat.completion.chunk"
+                                 : "chat.completion";
+    const json::object head{
+        {"id", id}, {"object", object}, {"created", created}, {"model", model.name}};
+    std::string& begin = chunk ? chunk_begin_ : response_begin_;
+    begin = json::serialize(head);
+    begin.pop_back();
+    begin += R"(,"choices":[)";
   }
-  entry["logprobs"] = nullptr;
-  if (with_logprobs)
-    entry["logprobs"] = call_.kind == ApiKind::kChat
-                            ? chat_logprobs(*model_.tokenizer, piece.logprobs)
-                            : completion_logprobs(*model_.tokenizer, piece.logprobs);
-  entry["finish_reason"] = finish_reason(piece.finish);
-  if (call_.return_token_ids) entry["token_ids"] = json::value_from(piece.token_ids);
-  return entry;
+}
+
+std::string ResponseWriter::usage(int32_t completion_tokens) const {
+  return fmt::format(R"({{"prompt_tokens":{},"completion_tokens":{},"total_tokens":{}}})",
+      call_.prompt_tokens, completion_tokens, call_.prompt_tokens + completion_tokens);
+}
+
+void ResponseWriter::add_choice(
+    std::string& out, size_t choice, const OutputPiece& piece, bool first, bool chunk) const {
+  (out += R"({"index":)") += std::to_string(choice);
+  if (call_.kind == ApiKind::kCompletion) {
+    out += R"(,"text":)";
+    quote(out, first ? call_.choices[choice].echo + piece.text : piece.text);
+  } else {
+    out += chunk ? R"(,"delta":{)" : R"(,"message":{)";
+    if (first) out += R"("role":"assistant",)";
+    if (first || !piece.text.empty()) {
+      out += R"("content":)";
+      quote(out, piece.text);
+    }
+    out += chunk ? "}" : R"(,"refusal":null})";
+  }
+  out += R"(,"logprobs":)";
+  const bool with_logprobs = want_logprobs_ && (!chunk || !piece.logprobs.empty());
+  out += !with_logprobs
+             ? "null"
+             : json::serialize(call_.kind == ApiKind::kChat
+                                   ? chat_logprobs(*model_.tokenizer, piece.logprobs)
+                                   : completion_logprobs(*model_.tokenizer, piece.logprobs));
+  (out += R"(,"finish_reason":)") += finish_reason(piece.finish);
+  if (call_.return_token_ids)
+    (out += R"(,"token_ids":)") += json::serialize(json::value_from(piece.token_ids));
+  out += '}';
 }
 
 std::string ResponseWriter::chunk(
     size_t choice, const OutputPiece& piece, bool first, int32_t completion_tokens) const {
-  json::array choices;
-  choices.push_back(
-      entry(choice, piece, first, want_logprobs_ && !piece.logprobs.empty(), "delta"));
-  json::value so_far;
-  if (call_.continuous_usage) so_far = usage(completion_tokens);
-  return write(std::move(choices), so_far, /*chunk=*/true);
+  std::string out = chunk_begin_;
+  add_choice(out, choice, piece, first, /*chunk=*/true);
+  out += ']';
+  if (call_.continuous_usage) (out += R"(,"usage":)") += usage(completion_tokens);
+  else if (call_.include_usage) out += R"(,"usage":null)";
+  return out += '}';
 }
 
 std::string ResponseWriter::usage_chunk(int32_t completion_tokens) const {
-  return write({}, usage(completion_tokens), /*chunk=*/true);
+  return chunk_begin_ + R"(],"usage":)" + usage(completion_tokens) + '}';
 }
 
 std::string ResponseWriter::response(
     const std::vector<OutputPiece>& choices, int32_t completion_tokens) const {
-  json::array entries;
+  std::string out = response_begin_;
   for (size_t i = 0; i < choices.size(); ++i) {
-    json::object whole = entry(i, choices[i], /*first=*/true, want_logprobs_, "message");
-    if (call_.kind == ApiKind::kChat) whole["message"].get_object()["refusal"] = nullptr;
-    entries.push_back(std::move(whole));
+    if (i > 0) out += ',';
+    add_choice(out, i, choices[i], /*first=*/true, /*chunk=*/false);
   }
-  return write(std::move(entries), usage(completion_tokens), /*chunk=*/false);
+  return out + R"(],"usage":)" + usage(completion_tokens) + '}';
 }
 
 }  // namespace millrace

@@ -31,6 +31,14 @@ class Random {
     const double radius = std::sqrt(-2 * std::log(uniform()));
     return radius * std::cos(2 * std::numbers::pi * uniform());
   }
+  double gamma(double shape) {  // of scale 1: Marsaglia and Tsang 2000
+    if (shape < 1) return gamma(shape + 1) * std::pow(uniform(), 1 / shape);
+    const double d = shape - 1.0 / 3, c = 1 / std::sqrt(9 * d);
+    for (;;) {
+      const double x = normal(), v = std::pow(1 + c * x, 3);
+      if (v > 0 && std::log(uniform()) < x * x / 2 + d - d * v + d * std::log(v)) return d * v;
+    }
+  }
 
  private:
   uint64_t state_;
@@ -88,10 +96,30 @@ std::vector<Arrival> draw_lengths(
   return arrivals;
 }
 
-void draw_times(std::vector<Arrival>& arrivals, double rate, uint64_t seed) {
+std::vector<Arrival> draw_even_lengths(
+    int32_t prompt_mean, int32_t output_mean, double ratio, int32_t count, uint64_t seed) {
+  Random random(seed);
+  const auto draw = [&](double mean) {
+    const double low = std::max(1.0, std::floor(mean * (1 - ratio)));
+    const double span = std::ceil(mean * (1 + ratio)) - low + 1;
+    return static_cast<int32_t>(low + std::ceil(random.uniform() * span) - 1);
+  };
+  std::vector<Arrival> arrivals(static_cast<size_t>(count));
+  for (Arrival& arrival : arrivals) {
+    arrival.prompt_tokens = draw(prompt_mean);
+    arrival.output_tokens = draw(output_mean);
+  }
+  return arrivals;
+}
+
+void draw_times(std::vector<Arrival>& arrivals, double rate, uint64_t seed, double burstiness) {
   Random random(seed + 1);  // not the numbers that made the lengths
   double now = 0;
-  for (Arrival& arrival : arrivals) arrival.at_s = now += random.exponential() / rate;
+  for (Arrival& arrival : arrivals) {
+    const double gap =
+        burstiness == 1 ? random.exponential() : random.gamma(burstiness) / burstiness;
+    arrival.at_s = now += gap / rate;
+  }
 }
 
 std::vector<Arrival> read_trace(const std::string& path, int32_t max_tokens) {

@@ -167,7 +167,8 @@ const CommandInfo& find_command(const std::vector<std::string>& args, size_t* nu
   }
   if (first == "bench")
     usage_error(
-        "bench needs a kind: `millrace bench latency`, `throughput`, `kernels`, `comm` or "
+        "bench needs a kind: `millrace bench latency`, `throughput`, `kernels`, `comm`, "
+        "`interference`, `serve` or "
         "`scheduler`");
   usage_error(fmt::format("unknown command '{}': {}`millrace --help` lists the commands", first,
       did_you_mean(first, names)));

@@ -12,6 +12,7 @@ ExitCode run_serve(const Options& options);
 ExitCode run_batch_command(const Options& options);
 ExitCode run_bench(const Options& options, bool latency);
 ExitCode run_device_bench(const Options& options, BenchKind kind);
+ExitCode run_serve_bench(const Options& options);
 ExitCode run_interference(const Options& options);
 ExitCode run_scheduler_bench(const Options& options);
 ExitCode run_simulate(const Options& options);

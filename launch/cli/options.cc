@@ -280,6 +280,11 @@ void declare_serve(CLI::App& app, Options& o) {
       .add_with_default("--max-connections-per-address", limits.connections_per_address,
           "Connections of one client address (IPv6: of one /64) at a time; a proxy is one client")
       ->check(CLI::Range(1, 1 << 20));
+  flags
+      .add("--null-engine", o.launch.null_step_ms,
+          "For measuring the server alone: no model is computed, each step gives pseudorandom "
+          "tokens after so many ms (0: at once)")
+      ->check(CLI::Range(0.0, 1e5));
 }
 
 void declare_run_batch(CLI::App& app, Options& o) {
@@ -313,6 +318,48 @@ void declare_bench(CLI::App& app, bool latency, Options& o) {
     flags.add_with_default("--rate", o.bench.rate, "Requests a second (Poisson); 0: all at once");
   }
   declare_bench_output(flags, o);
+}
+
+void declare_serve_bench(CLI::App& app, Options& o) {
+  Flags flags(app, "Benchmark");
+  ServeBenchConfig& bench = o.serve_bench;
+  const CLI::Range any_length(1, kMaxTokens);
+  bench.target.base_url.clear();
+  flags.add("--base-url", bench.target.base_url,
+      "The server, http://HOST:PORT. Default: of --host and --port");
+  flags.add_with_default("--host", bench.host, "Address of the server");
+  flags.add_with_default("--port", bench.port, "Port of the server")->check(CLI::Range(1, 65535));
+  flags.add_with_default("--endpoint", bench.target.endpoint, "Path of its completions");
+  flags.add("--model", bench.target.model, "Name of the model. Default: the first that it lists");
+  flags.add("--api-key", bench.target.api_key, "Key to send. Default: OPENAI_API_KEY");
+  flags.add("--num-prompts", bench.num_prompts, "Requests. Default: 1000, of a trace all")
+      ->check(any_length);
+  flags.add_with_default(
+      "--request-rate", bench.request_rate, "Requests a second, at random times; inf: all at once");
+  flags.add_with_default(
+      "--burstiness", bench.burstiness, "1: a Poisson process; less: in bursts; more: evenly");
+  flags
+      .add("--max-concurrency", bench.target.max_open,
+          "Requests at a time; further ones wait. Default: no limit")
+      ->check(any_length);
+  flags.add_with_default("--random-input-len", bench.input_len, "Tokens of a prompt (random ids)")
+      ->check(any_length);
+  flags.add_with_default("--random-output-len", bench.output_len, "Tokens asked for")
+      ->check(any_length);
+  flags
+      .add_with_default("--random-range-ratio", bench.range_ratio,
+          "Lengths vary evenly by this share of themselves, up and down")
+      ->check(CLI::Range(0.0, 1.0));
+  flags
+      .add_with_default("--random-vocab-size", bench.target.vocab_size, "Ids of prompts lie below")
+      ->check(any_length);
+  flags.add("--trace", bench.trace, "Requests from a file instead, as simulate --trace takes them");
+  flags.add_switch("--ignore-eos", bench.target.ignore_eos,
+      "Ask for answers that go on after the end-of-text token");
+  flags.add("--goodput", bench.goodput,
+      "Objectives in ms, ttft:200 tpot:50 e2el:10000: requests that meet all are counted apart");
+  flags.add_with_default("--seed", bench.target.seed, "Of lengths, times and ids");
+  flags.add_switch("--json", o.json, "Write one JSON object, with the keys of vllm bench serve");
 }
 
 void declare_interference(CLI::App& app, Options& o) {
@@ -409,6 +456,8 @@ const std::vector<CommandInfo>& command_table() {
       {"bench throughput", "Time many requests at once",
           [](CLI::App& app, Options& o) { declare_bench(app, /*latency=*/false, o); },
           [](const Options& o) { return run_bench(o, /*latency=*/false); }},
+      {"bench serve", "Load a running server, this one or another, and time its answers",
+          declare_serve_bench, run_serve_bench, /*has_model=*/false, /*has_layout=*/false},
       {"bench kernels", "Time each verb of a step, in the shapes of a model", declare_device_bench,
           [](const Options& o) { return run_device_bench(o, BenchKind::kKernels); }},
       {"bench comm", "Time what the ranks of a layout exchange", declare_device_bench,
@@ -426,9 +475,9 @@ const std::vector<CommandInfo>& command_table() {
 void declare_flags(CLI::App& app, const CommandInfo& command, Options& options) {
   command.declare(app, options);
   if (command.has_model) declare_model(app, options);
-  declare_degrees(app, options);
+  if (command.has_layout) declare_degrees(app, options);
   if (command.has_model) declare_hosts(app, options);
-  declare_steps(app, options);
+  if (command.has_layout) declare_steps(app, options);
   if (command.has_model) declare_waits(app, options);
   declare_general(app, options);
   if (command.has_model) declare_profile(app, options);
@@ -445,7 +494,11 @@ void finish_options(const CommandInfo& command, Options& options) {
     throw Error(
         ExitCode::kUsage, "no model named: give a folder or a .gguf file after the command");
   }
+  const bool null_engine = options.launch.null_step_ms.has_value();
+  if (null_engine && engine.tp * engine.pp > 1)
+    throw Error(ExitCode::kUsage, "--null-engine has no ranks: leave -tp and -pp out");
   const bool must_be_gpu = engine.device == DeviceKind::kCuda;
+  if (null_engine) engine.device = DeviceKind::kCpu;
   engine.device = choose_device(engine.device, &options.device_reason);
   const bool gpu = engine.device == DeviceKind::kCuda;
   if (must_be_gpu && !gpu) {

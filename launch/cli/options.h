@@ -14,6 +14,7 @@
 #include "engine/base/status.h"
 #include "launch/batch/run_batch.h"
 #include "launch/bench/bench.h"
+#include "launch/bench/serve_bench.h"
 #include "launch/cluster/launcher.h"
 #include "launch/gateway/server.h"
 #include "launch/sim/scheduler_bench.h"
@@ -34,7 +35,8 @@ struct CommandInfo {
   std::string_view summary;
   void (*declare)(CLI::App& app, Options& options);
   ExitCode (*run)(const Options& options);
-  bool has_model = true;  // false: no engine is started, its flags are left out
+  bool has_model = true;   // false: no engine is started, its flags are left out
+  bool has_layout = true;  // false: nor is one simulated
 };
 const std::vector<CommandInfo>& command_table();
 
@@ -71,6 +73,7 @@ struct Options {
   bool strict_fields = false;
   BatchConfig batch;
   BenchConfig bench;
+  ServeBenchConfig serve_bench;
   SchedulerBenchConfig scheduler_bench;
   SimulateConfig simulate;
 };

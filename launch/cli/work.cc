@@ -1,6 +1,8 @@
 // `millrace run-batch`, `bench` and `simulate`: rooms of their own, given an engine or none.
 #include <fmt/format.h>
 
+#include <cstdlib>
+
 #include "engine/base/log.h"
 #include "launch/bench/saved_model.h"
 #include "launch/cli/answer.h"
@@ -100,6 +102,18 @@ ExitCode run_device_bench(const Options& options, BenchKind kind) {
       fmt::format("{}, tp {} x pp {}, rank 0", session.model().name, engine.tp, engine.pp));
   write_stdout(options.json ? report.json + "\n" : report.table);
   return ExitCode::kOk;
+}
+
+ExitCode run_serve_bench(const Options& options) {
+  ServeBenchConfig config = options.serve_bench;
+  // As other clients of OpenAI's API find theirs.
+  const char* key = std::getenv("OPENAI_API_KEY");
+  if (config.target.api_key.empty() && key != nullptr) config.target.api_key = key;
+  const ServeBenchReport run = bench_serve(config);
+  write_stdout(options.json ? run.report.json + "\n" : run.report.table);
+  if (run.failed == 0) return ExitCode::kOk;
+  log::error("{} requests failed; the first: {}", run.failed, run.error);
+  return ExitCode::kRowsFailed;
 }
 
 ExitCode run_scheduler_bench(const Options& options) {

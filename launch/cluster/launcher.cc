@@ -5,12 +5,14 @@
 #include <unistd.h>
 
 #include <climits>
+#include <cmath>
 
 #include "comm/mpi_world.h"
 #include "engine/base/check.h"
 #include "engine/base/file.h"
 #include "engine/base/log.h"
 #include "engine/worker/worker.h"
+#include "launch/cluster/null_worker.h"
 #include "launch/cluster/ticket.h"
 
 namespace millrace {
@@ -78,13 +80,16 @@ std::vector<std::string> mpirun_arguments(const MpirunConfig& config) {
   return args;
 }
 
-void Launcher::start_thread(
-    boost::asio::io_context& io, LinkEvents events, const LinkListener::OnLink& on_link) {
+void Launcher::start_thread(const LaunchConfig& config, boost::asio::io_context& io,
+    LinkEvents events, const LinkListener::OnLink& on_link) {
   InProcessLink ends = make_in_process_link(io, kInProcessRank, std::move(events));
   link_ = std::move(ends.coordinator_link);
   on_link(kInProcessRank, std::move(ends.worker_link));
-  worker_ = std::thread(
-      [this] { run_worker({.rank = kInProcessRank, .local_size = 1, .link = link_.get()}); });
+  worker_ = std::thread([this, null_step_ms = config.null_step_ms] {
+    if (null_step_ms)
+      return run_null_worker(*link_, std::chrono::microseconds(std::lround(*null_step_ms * 1e3)));
+    run_worker({.rank = kInProcessRank, .local_size = 1, .link = link_.get()});
+  });
 }
 
 void Launcher::start_job(const LaunchConfig& config, LaunchMode mode, boost::asio::io_context& io,
@@ -133,7 +138,7 @@ Launcher::Launcher(const LaunchConfig& config, LaunchMode mode, boost::asio::io_
     LinkEvents events, LinkListener::OnLink on_link) {
   if (!config.hostfile.empty()) File(config.hostfile, ExitCode::kInput);
   if (mode == LaunchMode::kInProcess) {
-    start_thread(io, std::move(events), on_link);
+    start_thread(config, io, std::move(events), on_link);
   } else {
     start_job(config, mode, io, std::move(events), std::move(on_link));
   }

@@ -31,7 +31,8 @@ struct LaunchConfig {
   int32_t max_queue = 1024;
   // Every rank's times of every step, on the coordinator's thread; empty: nobody measures.
   std::function<void(int rank, const StepTrace&)> on_trace;
-  double max_itl_stretch = 0;  // CoordinatorConfig::max_stretch
+  double max_itl_stretch = 0;          // CoordinatorConfig::max_stretch
+  std::optional<double> null_step_ms;  // no model is computed: run_null_worker, one rank
 };
 
 // `world_size`: as the MPI launcher's environment tells, -1 without one. Throws Error(kLayout) when
@@ -65,8 +66,8 @@ class Launcher {
   std::optional<Error> ended();
 
  private:
-  void start_thread(
-      boost::asio::io_context& io, LinkEvents events, const LinkListener::OnLink& on_link);
+  void start_thread(const LaunchConfig& config, boost::asio::io_context& io, LinkEvents events,
+      const LinkListener::OnLink& on_link);
   void start_job(const LaunchConfig& config, LaunchMode mode, boost::asio::io_context& io,
       LinkEvents events, LinkListener::OnLink on_link);
   ProcessConfig process_config(const LaunchConfig& config, LaunchMode mode, Bytes input);

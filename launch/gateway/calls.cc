@@ -88,6 +88,7 @@ void Connection::answer_get(const Serving& serving) {
     return answer({}, fmt::format(R"({{"server_load":{}}})", hub_.open_calls()));
   if (route_.route == Route::kHealth) return answer({}, R"({"status":"ok"})");
   if (route_.route == Route::kVersion) return answer({}, R"({"version":")" MILLRACE_VERSION "\"}");
+  if (route_.route == Route::kOpenApi) return answer({}, std::string(openapi_json()));
   if (route_.route == Route::kModels) return answer({}, models_json(model));
   if (route_.model == model.name) return answer({}, model_json(model));
   answer_error(404, "There is no model of that name here.", "model_not_found");

@@ -204,6 +204,14 @@ void Connection::flush() {
 }
 
 void Connection::write_some() {
+  // Nearly always the kernel takes all at once: no timer then, and no way through the reactor.
+  error_code error;
+  const auto rest = [this] {
+    return asio::buffer(output_.data() + written_, output_.size() - written_);
+  };
+  written_ += stream_.write_some(rest(), error);
+  if (error && error != asio::error::would_block) return close();
+  if (written_ == output_.size()) return on_written(0);
   // A reader that takes a little now and then must not keep its place for ever.
   const HttpLimits& limits = hub_.config.limits;
   const std::chrono::milliseconds earned(written_ * 1000 / limits.body_rate);
@@ -211,7 +219,7 @@ void Connection::write_some() {
   write_stall_.async_wait(bound([this](error_code error) {
     if (!error && writing_ && write_stall_.expiry() <= Clock::now()) close();
   }));
-  stream_.async_write_some(asio::buffer(output_.data() + written_, output_.size() - written_),
+  stream_.async_write_some(rest(),
       bound([this](error_code error, size_t size) { error ? close() : on_written(size); }));
 }
 

@@ -36,6 +36,7 @@ constexpr Entry kRoutes[] = {
     {"/version", "GET", Route::kVersion},
     {"/metrics", "GET", Route::kMetrics},
     {"/load", "GET", Route::kLoad},
+    {"/openapi.json", "GET", Route::kOpenApi},
 };
 constexpr std::string_view kModelPrefix = "/v1/models/";
 

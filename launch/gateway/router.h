@@ -8,7 +8,7 @@
 
 namespace millrace {
 
-enum class Route { kModels, kModel, kCall, kHealth, kLive, kVersion, kMetrics, kLoad };
+enum class Route { kModels, kModel, kCall, kHealth, kLive, kVersion, kMetrics, kLoad, kOpenApi };
 
 struct RouteMatch {
   int status = 404;  // 200: `route` is it; 404: no such path; 405: not with this method

@@ -40,6 +40,8 @@ class Stream {
   // Handlers as Asio has them.
   template <typename F>
   void async_start(F done) {
+    Error ignored;
+    socket_.non_blocking(true, ignored);
     if (tls_) tls_->async_handshake(boost::asio::ssl::stream_base::server, std::move(done));
     else done(Error());
   }
@@ -47,6 +49,13 @@ class Stream {
   void async_read_some(const Buffer& buffer, F done) {
     if (tls_ && !ended_) tls_->async_read_some(buffer, std::move(done));
     else socket_.async_read_some(buffer, std::move(done));
+  }
+  // What the kernel takes at once; never waits. With TLS nothing: would_block.
+  template <typename Buffer>
+  size_t write_some(const Buffer& buffer, Error& error) {
+    if (!tls_) return socket_.write_some(buffer, error);
+    error = boost::asio::error::would_block;
+    return 0;
   }
   template <typename Buffer, typename F>
   void async_write_some(const Buffer& buffer, F done) {

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <boost/json/object.hpp>
+#include <boost/json/parse.hpp>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -66,6 +67,34 @@ TEST(Docs, TheTableOfFieldsIsWhatTheServerDoes) {
     ++num_names;
   }
   EXPECT_GT(num_names, 60u);
+}
+
+// Every field that is not refused is described on its route, and no other.
+TEST(Docs, TheOpenApiDocumentHasTheFieldsOfTheTable) {
+  const boost::json::value document = boost::json::parse(openapi_json());
+  constexpr const char* kPaths[] = {
+      "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"};
+  const auto table = documented();
+  for (size_t i = 0; i < 4; ++i) {
+    const boost::json::value& schema = document.at("paths")
+                                           .at(kPaths[i])
+                                           .at("post")
+                                           .at("requestBody")
+                                           .at("content")
+                                           .at("application/json")
+                                           .at("schema");
+    const std::string name(
+        schema.at("$ref").as_string().subview(sizeof("#/components/schemas/") - 1));
+    const boost::json::object& properties =
+        document.at("components").at("schemas").at(name).at("properties").as_object();
+    EXPECT_FALSE(properties.empty());
+    for (const auto& property : properties)
+      EXPECT_TRUE(table.contains(property.key())) << kPaths[i] << " " << property.key();
+    for (const auto& [field, support] : table) {
+      const bool taken = support[i] == "yes" || support[i] == "no effect";
+      EXPECT_EQ(properties.contains(field), taken) << kPaths[i] << " " << field;
+    }
+  }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <boost/json/parse.hpp>
 #include <fstream>
 #include <sstream>
 
@@ -50,7 +51,20 @@ TEST(Router, TheTableOfRoutesIsWhatTheServerHas) {
     EXPECT_EQ(match.open, key == "no") << line;
     ++num_routes;
   }
-  EXPECT_EQ(num_routes, 13u);
+  EXPECT_EQ(num_routes, 14u);
+}
+
+TEST(Router, TheOpenApiDocumentHasTheSameRoutes) {
+  const boost::json::value document = boost::json::parse(openapi_json());
+  const boost::json::object& paths = document.at("paths").as_object();
+  for (const auto& path : paths) {
+    const bool get = path.value().as_object().contains("get");
+    const boost::json::object& call = path.value().at(get ? "get" : "post").as_object();
+    const RouteMatch match = find_route(get ? "GET" : "POST", path.key());
+    EXPECT_EQ(match.status, 200) << path.key();
+    EXPECT_EQ(match.open, call.contains("security")) << path.key();
+  }
+  EXPECT_EQ(paths.size(), 14u);
 }
 
 TEST(Router, JsonBodies) {
