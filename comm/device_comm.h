@@ -33,6 +33,9 @@ class DeviceComm {
       const TensorView& mine, std::span<const int64_t> cols, const TensorView& out) = 0;
 };
 
+// Device memory of a GPU's own small sums among `size` ranks.
+constexpr int64_t one_shot_inbox_bytes(int size) { return int64_t{8 << 20} * size; }
+
 // A group of one: nothing to do.
 std::unique_ptr<DeviceComm> make_single_comm();
 

@@ -15,5 +15,7 @@ ExitCode run_device_bench(const Options& options, BenchKind kind);
 ExitCode run_interference(const Options& options);
 ExitCode run_scheduler_bench(const Options& options);
 ExitCode run_simulate(const Options& options);
+ExitCode run_fit(const Options& options);
+ExitCode run_doctor(const Options& options);
 
 }  // namespace millrace
