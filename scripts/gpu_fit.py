@@ -3,8 +3,8 @@
 
     gpu_fit.py [TPxPP ...]     every shape below, random weights, at each layout (default 1x1)
 
-A line a rank: fit, plan, in use (MiB), and how far fit is from both; 1 where that is above 2 %.
-nvidia-smi's figure has the driver and the context as well. MILLRACE names the program.
+A line a rank: fit, plan, in use (MiB), and how far fit is from both; then fit's parts beside the
+plan's. Exit code 1 where fit is off by more than 2 %. MILLRACE names the program.
 """
 
 import json
@@ -40,8 +40,8 @@ def compare(name, folder, layout, memory):
     fit = [MILLRACE, "fit", folder, *flags, "--gpus", str(int(tp) * int(pp)), "--gpu-memory",
            f"{memory}MiB", "--json"]
     told = json.loads(subprocess.run(fit, check=True, capture_output=True, text=True).stdout)
-    run = [MILLRACE, "bench", "latency", folder, *flags, "--device", "cuda", "--input-len", "16",
-           "--output-len", "4", "--num-iters", "1", "--json"]
+    run = [MILLRACE, "bench", "interference", folder, *flags, "--device", "cuda", "--decoders", "2",
+           "--context", "16", "--prompt-len", "64", "--num-iters-warmup", "0", "--json"]
     log = subprocess.run(run, check=True, capture_output=True, text=True, timeout=400).stderr
     wrong = 0
     for line in log.splitlines():

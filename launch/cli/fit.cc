@@ -15,8 +15,9 @@ namespace millrace {
 namespace {
 
 constexpr int kMostGpus = 64;  // that a remedy may name
-// Of MPI, resident in a CPU rank that has joined a job (Open MPI 4.1.4, measured).
-constexpr int64_t kMpiBytes = int64_t{14} << 20;
+// Resident in a CPU process before its weights beside what is here: of MPI in a rank of several
+// (Open MPI 4.1.4), else of the coordinator. Measured.
+constexpr int64_t kMpiBytes = int64_t{14} << 20, kCoordinatorBytes = int64_t{3} << 20;
 
 double gib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 std::string degrees(const LayoutFit& fit) { return fmt::format("-tp {} -pp {}", fit.tp, fit.pp); }
@@ -66,7 +67,7 @@ ExitCode run_fit(const Options& options) {
   if (!gpu && asked == 1) text = make_context(options, *checkpoint);
   const auto host = make_cpu_device();
   const int64_t memory = gpu ? options.fit.gpu_memory : host->free_bytes();
-  const int64_t program = host->used_bytes() + (asked > 1 ? kMpiBytes : 0);
+  const int64_t program = host->used_bytes() + (asked > 1 ? kMpiBytes : kCoordinatorBytes);
   const bool chosen = asked > 1 || !gpu;
   const LayoutFit fit = chosen ? fit_layout(checkpoint, engine, memory, program)
                                : propose_layout(checkpoint, engine, options.fit.gpus, memory);
