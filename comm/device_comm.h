@@ -36,6 +36,9 @@ class DeviceComm {
   }
 };
 
+// Device memory of a GPU's own small sums among `size` ranks.
+constexpr int64_t one_shot_inbox_bytes(int size) { return int64_t{8 << 20} * size; }
+
 // Ordered messages between ranks. A send returns at once and keeps reading its buffer until
 // wait_send(token); a receive blocks. Tags keep kinds apart.
 class PeerComm {

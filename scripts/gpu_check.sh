@@ -13,6 +13,8 @@
 #   scripts/gpu_check.sh comm      two GPUs: what TP 2 and PP 2 exchange, beside the peer copy
 #   scripts/gpu_check.sh policy    one GPU: a long prompt among decoders; a run as it was predicted
 #   scripts/gpu_check.sh policy-two  two GPUs: a run at PP 2 as it was predicted, and its gauges
+#   scripts/gpu_check.sh fit       one GPU: `millrace fit` beside what three models then take
+#   scripts/gpu_check.sh fit-two   two GPUs: the same at TP 2 and PP 2
 #   scripts/gpu_check.sh kill      two GPUs: kill -9 of a rank at TP 2 and PP 2 under open streams
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 build=${MILLRACE_BUILD:-$build_dir}
@@ -67,10 +69,12 @@ case ${1:-} in
     check interference
     check predict 1x1 ;;
   policy-two) check predict 1x2 ;;
+  fit) run python3 scripts/gpu_fit.py 1x1 ;;
+  fit-two) run python3 scripts/gpu_fit.py 2x1 1x2 ;;
   kill)
     check kill 2x1
     check kill 1x2 ;;
-  *) sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+  *) sed -n '2,20s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac
 say "$failed failed"
 [ "$failed" = 0 ]

@@ -137,7 +137,7 @@ class TpGroup final : public DeviceComm {
     const auto me = static_cast<size_t>(rank());
     int32_t usable =
         size() <= cuda::kMaxOneShotRanks && 2 * device_.num_sms() >= cuda::kOneShotBlocks ? 1 : 0;
-    inbox_ = device_.allocate(usable != 0 ? cuda::one_shot_inbox_bytes(size()) : 0, "an inbox");
+    inbox_ = device_.allocate(usable != 0 ? one_shot_inbox_bytes(size()) : 0, "an inbox");
     epochs_ = device_.allocate(cuda::kOneShotBlocks * sizeof(uint32_t), "the sums' counters");
     // NCCL connects at a verb's first use: now, while somebody looks at the clock.
     check_nccl(ncclAllReduce(inbox_.data(), inbox_.data(), static_cast<size_t>(inbox_.bytes() / 4),

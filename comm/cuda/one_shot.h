@@ -5,7 +5,7 @@
 
 #include <span>
 
-#include "engine/core/tensor.h"
+#include "comm/device_comm.h"
 
 namespace millrace::cuda {
 
@@ -20,9 +20,7 @@ constexpr int64_t one_shot_limit(int size) { return size == 2 ? 2 << 20 : 256 <<
 constexpr int64_t one_shot_norm_limit(int size) { return size <= 4 ? (4 << 20) / size : 256 << 10; }
 static_assert(int64_t{8} * kBlockUnits * kOneShotBlocks >= one_shot_limit(2));
 // Packets of 16 bytes carry a unit; a rank has room for two sums from every rank.
-constexpr int64_t one_shot_inbox_bytes(int size) {
-  return int64_t{16} * 2 * size * kOneShotBlocks * kBlockUnits;
-}
+static_assert(one_shot_inbox_bytes(1) == int64_t{16} * 2 * kOneShotBlocks * kBlockUnits);
 
 // What the kernel needs to know of the group; all zeroed before the first sum. One stream per
 // group.

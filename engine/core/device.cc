@@ -1,6 +1,7 @@
 #include "engine/core/device.h"
 
 #include <fmt/format.h>
+#include <malloc.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -35,8 +36,9 @@ class CpuEvent final : public DeviceEvent {
   std::chrono::steady_clock::time_point time_;
 };
 
-class CpuDevice final : public Device {
+class CpuDevice : public Device {
  public:
+  CpuDevice() { malloc_trim(0); }  // of what reading a tokenizer left behind
   std::string name() const override { return "cpu"; }
   DType activation_dtype() const override { return DType::kF32; }
   DType weight_dtype(DType stored) const override { return stored; }
@@ -112,7 +114,7 @@ class CpuDevice final : public Device {
   void capture(int64_t /*key*/, const std::function<void()>& /*body*/) override {}
   bool replay(int64_t /*key*/) override { return false; }
   bool asynchronous() const override { return false; }
-  double kv_share() const override { return 0.4; }
+  double kv_share() const override { return kCpuKvShare; }
 
   // What the kernel thinks can be had without swapping, and the limit of our cgroup if lower.
   int64_t free_bytes() const override {
@@ -127,10 +129,49 @@ class CpuDevice final : public Device {
     if (limit_file >> limit && used_file >> used) available = std::min(available, limit - used);
     return std::max<int64_t>(available, 0);
   }
+  int64_t used_bytes() const override {
+    int64_t all = 0, resident = 0;
+    std::ifstream("/proc/self/statm") >> all >> resident;
+    return resident * sysconf(_SC_PAGESIZE);
+  }
+};
+
+class CountingDevice final : public CpuDevice {
+ public:
+  CountingDevice(std::optional<DType> gpu, int64_t used) : gpu_(gpu), used_(used) {}
+  DType activation_dtype() const override { return gpu_.value_or(DType::kF32); }
+  DType weight_dtype(DType stored) const override {
+    return gpu_ ? gpu_weight_dtype(stored, *gpu_) : stored;
+  }
+  Buffer allocate(int64_t bytes, const std::string& /*what*/) override {
+    return counted(nowhere(), bytes);
+  }
+  // The CPU has one kind of memory.
+  Buffer allocate_host(int64_t bytes, const std::string& what) override {
+    return gpu_ ? Buffer(nowhere(), bytes) : allocate(bytes, what);
+  }
+  void copy_to_device(void* /*to*/, std::span<const uint8_t> /*from*/) override {}
+  bool asynchronous() const override { return gpu_.has_value(); }
+  double kv_share() const override { return gpu_ ? kGpuKvShare : kCpuKvShare; }
+  int64_t used_bytes() const override { return used_ + allocated_bytes(); }
+  bool only_counts() const override { return true; }
+
+ private:
+  // An address that is not null.
+  static std::shared_ptr<void> nowhere() {
+    alignas(kAlignment) static uint8_t place;
+    return {std::shared_ptr<void>(), &place};
+  }
+  const std::optional<DType> gpu_;
+  const int64_t used_;
 };
 
 }  // namespace
 
 std::unique_ptr<Device> make_cpu_device() { return std::make_unique<CpuDevice>(); }
+
+std::unique_ptr<Device> make_counting_device(std::optional<DType> gpu_activation, int64_t used) {
+  return std::make_unique<CountingDevice>(gpu_activation, used);
+}
 
 }  // namespace millrace

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -21,6 +22,13 @@ class DeviceEvent {
   virtual bool done() = 0;    // any thread; throws Error when the device failed
   virtual double ms_since(DeviceEvent& earlier) = 0;  // both done
 };
+
+// Of what is free when the weights are there, the KV cache's where nothing is said.
+inline constexpr double kCpuKvShare = 0.4, kGpuKvShare = 0.92;
+// A GPU computes with weights in the dtype of its activations.
+inline DType gpu_weight_dtype(DType stored, DType activation) {
+  return stored == DType::kI32 ? stored : activation;
+}
 
 // "Enqueue" means in the order of the compute stream, returning at once on a GPU; on the CPU it is
 // done when the call returns.
@@ -64,9 +72,12 @@ class Device {
   virtual double kv_share() const = 0;
   // What allocate() has given and is still held.
   int64_t allocated_bytes() const { return *allocated_; }
-  // What is gone of the device's memory since this was made, as the system says: also what
-  // libraries and graphs took. 0 on the CPU.
-  virtual int64_t used_bytes() const { return 0; }
+  // What is gone of the device's memory, as the system says: on a GPU since this was made, with
+  // what libraries and graphs took; on the CPU what is resident, with the program itself, where
+  // memory that was allocated counts only when it has been written to.
+  virtual int64_t used_bytes() const = 0;
+  // Whether there is no memory behind what it allocates: nothing is to be read or written.
+  virtual bool only_counts() const { return false; }
 
   // A quantized one has the room of its packed form.
   Tensor tensor(DType dtype, std::initializer_list<int64_t> shape, const std::string& what) {
@@ -92,5 +103,8 @@ class Device {
 };
 
 std::unique_ptr<Device> make_cpu_device();
+// For planning: counts what it is asked for, as the CPU, or as a GPU with such activations would.
+// `used`: its used_bytes() before anything is allocated.
+std::unique_ptr<Device> make_counting_device(std::optional<DType> gpu_activation, int64_t used);
 
 }  // namespace millrace

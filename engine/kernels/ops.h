@@ -218,6 +218,9 @@ class Ops {
 // cpu_kernel_name() says which ("avx512vnni", "avx512", "avx2", "scalar").
 std::unique_ptr<Ops> make_cpu_ops(ThreadPool& pool);
 const char* cpu_kernel_name();
+// What the CPU's verbs keep beside what a Device counts, once they have seen `rows` rows of
+// `blocks` columns times a quantized matrix and every thread has drawn from `vocab` logits.
+int64_t cpu_scratch_bytes(int threads, int64_t rows, int64_t blocks, int64_t vocab);
 
 // Rows of a quantized or half tensor as fp32, for tables and for widening at load. Any thread.
 void widen_rows(const TensorView& from, float* to);

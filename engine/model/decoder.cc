@@ -66,9 +66,14 @@ Decoder::Decoder(const Checkpoint& checkpoint, const Stage& stage, const Decoder
     layers_.push_back(load_layer(loader, stage.first_layer + i));
   }
   load_vocabulary(loader, stage);
-  loader.load();
-  for (const TensorView& matrix : loader.matrices()) ops.pack_weights(matrix);
+  if (!device.only_counts()) {
+    loader.load();
+    for (const TensorView& matrix : loader.matrices()) ops.pack_weights(matrix);
+  }
   weight_bytes_ = loader.bytes();
+  for (const TensorView& matrix : loader.matrices()) {
+    if (is_quantized(matrix.dtype)) quantized_cols_ = std::max(quantized_cols_, matrix.cols());
+  }
 
   // As transformers does, which multiplies by the factor in the model's dtype.
   embedding_scale_ = rounded(config_.embedding_scale, device.activation_dtype());
@@ -84,6 +89,7 @@ RopeTable Decoder::make_rope(const RopeConfig& rope, Device& device) const {
   RopeTable made;
   made.interleaved = rope.interleaved;
   made.cos_sin = device.tensor(DType::kF32, {limits_.max_position, rope.dim}, "rope table");
+  if (device.only_counts()) return made;
   std::vector<float> table(static_cast<size_t>(made.cos_sin.view.count()));
   fill_rope_table(rope, limits_.max_position, table.data());
   device.copy_to_device(

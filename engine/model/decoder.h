@@ -73,6 +73,7 @@ class Decoder {
   int32_t num_layers() const { return static_cast<int32_t>(layers_.size()); }
   int64_t hidden_size() const { return config_.hidden_size; }
   int64_t weight_bytes() const { return weight_bytes_; }
+  int64_t quantized_cols() const { return quantized_cols_; }  // of the widest such matrix
   // For measuring them one by one.
   std::span<const Layer> layers() const { return layers_; }
   const TensorView& head() const { return head_.view; }  // [V / tp, H]; empty without the head
@@ -138,7 +139,7 @@ class Decoder {
   RopeTable local_rope_;  // empty where no layer uses it
   RopeTable no_rope_;
   Workspace work_;
-  int64_t weight_bytes_ = 0;
+  int64_t weight_bytes_ = 0, quantized_cols_ = 0;
 };
 
 }  // namespace millrace

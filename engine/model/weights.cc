@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <exception>
 #include <mutex>
@@ -186,6 +187,7 @@ struct WeightLoader::Staging {
 };
 
 void WeightLoader::load() {
+  const auto began = std::chrono::steady_clock::now();
   std::atomic<size_t> next{0};
   std::exception_ptr failure;
   std::mutex mutex;
@@ -213,6 +215,8 @@ void WeightLoader::load() {
   if (failure) std::rethrow_exception(failure);
   device_.synchronize();
   slices_.clear();
+  log::info("weights: {:.1f} MiB in {:.2f} s", static_cast<double>(bytes_) / (1 << 20),
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
 }
 
 // In bands of whole rows: as stored where the device holds it so, else widened to fp32, cut and

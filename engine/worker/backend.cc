@@ -20,7 +20,7 @@ class CpuBackend final : public Backend {
       : tp_(config.tp_comm != nullptr ? *config.tp_comm : alone_),
         peers_(config.peers),
         device_(make_cpu_device()),
-        pool_(num_threads(config)),
+        pool_(cpu_threads(config.engine, config.local_size)),
         ops_(make_cpu_ops(pool_)) {}
 
   Device& device() override { return *device_; }
@@ -33,12 +33,6 @@ class CpuBackend final : public Backend {
   }
 
  private:
-  static int num_threads(const BackendConfig& config) {
-    if (config.engine.threads > 0) return config.engine.threads;
-    const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-    return std::max(1, cores / std::max(1, config.local_size));
-  }
-
   DeviceComm alone_;
   DeviceComm& tp_;
   PeerComm* peers_;
@@ -81,6 +75,12 @@ const CudaPlugin* cuda_plugin(std::string* why) {
 }
 
 }  // namespace
+
+int cpu_threads(const EngineConfig& config, int local_size) {
+  if (config.threads > 0) return config.threads;
+  const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return std::max(1, cores / std::max(1, local_size));
+}
 
 DeviceKind choose_device(DeviceKind wanted, std::string* reason) {
   if (wanted == DeviceKind::kCpu) {

@@ -45,6 +45,9 @@ class Backend {
   virtual void check() {}  // throws Error when a peer or the device failed; any thread
 };
 
+// Compute threads of a CPU rank, of which the host has `local_size`.
+int cpu_threads(const EngineConfig& config, int local_size);
+
 // Throws Error(kLayout) when there is no such device.
 std::unique_ptr<Backend> make_backend(const BackendConfig& config);
 

@@ -60,6 +60,7 @@ Executor::Executor(const Topology& topology, const EngineConfig& config, int32_t
       generations_(static_cast<size_t>(max_rows_)),
       needs_all_logits_(static_cast<size_t>(max_rows_)),
       flights_(static_cast<size_t>(topology.num_lanes()) + 1) {
+  if (device_.asynchronous()) captured_sizes_ = sizes_to_capture(std::min(max_rows_, max_tokens_));
   allocate(config, num_blocks);
 }
 
@@ -122,7 +123,6 @@ void Executor::warm_up(std::atomic<uint64_t>& progress) {
     run_padding(1, count);
     if (tunes_ && count / 4 * 3 > max_rows_) run_padding(1, count / 4 * 3);
   }
-  captured_sizes_ = sizes_to_capture(std::min(max_rows_, max_tokens_));
   for (auto size = captured_sizes_.rbegin(); size != captured_sizes_.rend(); ++size) {
     const BatchView batch = run_padding(*size, 1);
     device_.capture(*size, [&] { run_stage(batch, *size, progress); });

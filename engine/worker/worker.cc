@@ -12,11 +12,9 @@
 #include "engine/base/check.h"
 #include "engine/base/hash.h"
 #include "engine/base/log.h"
-#include "engine/model/cost.h"
-#include "engine/worker/backend.h"
 #include "engine/worker/comm_bench.h"
-#include "engine/worker/executor.h"
 #include "engine/worker/kernel_bench.h"
+#include "engine/worker/loaded_stage.h"
 #include "engine/worker/session.h"
 
 namespace millrace {
@@ -38,51 +36,36 @@ class Rank {
         session_(session),
         config_(config),
         topology_(config.tp, config.pp, context.rank),
-        checkpoint_(open_checkpoint(config.model_path, config.dummy_weights)),
-        backend_(make_backend(backend_config())),
-        device_(backend_->device()),
-        tp_(backend_->tp()),
-        pp_(topology_, backend_->peers()),
-        setup_used_(device_.used_bytes()),
-        setup_allocated_(device_.allocated_bytes()) {}
+        loaded_(load()),
+        device_(loaded_.device()) {}
   ~Rank() {
     stop_ = true;
     if (collector_.joinable()) collector_.join();
   }
 
-  Ready load() {
-    const ModelConfig& model = checkpoint_->config();
-    const Stage stage = cut_stages(model, config_)[static_cast<size_t>(topology_.pp_rank())];
-    const int32_t longest = config_.max_model_len > 0 ? config_.max_model_len : model.max_position;
-    max_position_ = longest;
-    const DecoderLimits limits{config_.max_num_batched_tokens, config_.max_num_seqs, longest};
-    const auto began = std::chrono::steady_clock::now();
-    decoder_ = std::make_unique<Decoder>(*checkpoint_, stage, limits, backend_->ops(), tp_, device_,
-        [this] { session_.progress().fetch_add(1); });
-    log::info("weights: {:.1f} MiB in {:.2f} s", mib(decoder_->weight_bytes()),
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+  Ready ready() {
+    Decoder& decoder = loaded_.decoder();
     Ready ready;
     ready.figures = measure();
     ready.rank = context_.rank;
-    ready.weight_bytes = decoder_->weight_bytes();
-    ready.kv_bytes_per_block = KvCache::bytes_per_block(device_.activation_dtype(),
-        decoder_->num_layers(), decoder_->attention_shape(), config_.block_size);
-    ready.num_blocks = count_blocks(ready.kv_bytes_per_block);
-    ready.config_hash = hash_combine(
-        model.hash(), static_cast<uint64_t>(config_.tp) << 32 | static_cast<uint64_t>(config_.pp));
-    ready.description =
-        fmt::format("{} ({}), layers {}-{}, {} of {} heads, weights {:.1f} MiB", device_.name(),
-            backend_->description(), stage.first_layer, stage.first_layer + stage.num_layers - 1,
-            decoder_->attention_shape().num_heads, model.num_heads, mib(ready.weight_bytes));
+    ready.weight_bytes = decoder.weight_bytes();
+    ready.kv_bytes_per_block = loaded_.bytes_per_block();
+    ready.num_blocks = loaded_.count_blocks(device_.free_bytes());
+    ready.config_hash = hash_combine(loaded_.model().hash(),
+        static_cast<uint64_t>(config_.tp) << 32 | static_cast<uint64_t>(config_.pp));
+    const Stage& stage = loaded_.stage();
+    ready.description = fmt::format("{} ({}), layers {}-{}, {} of {} heads, weights {:.1f} MiB",
+        device_.name(), loaded_.backend().description(), stage.first_layer,
+        stage.first_layer + stage.num_layers - 1, decoder.attention_shape().num_heads,
+        loaded_.model().num_heads, mib(ready.weight_bytes));
     return ready;
   }
 
   void start(const Start& start) {
     if (config_.bench != BenchKind::kNone) return;
-    executor_ = std::make_unique<Executor>(topology_, config_, max_position_, start.num_blocks,
-        *decoder_, backend_->ops(), tp_, pp_, device_);
+    executor_ = &loaded_.make_executor(start.num_blocks);
     executor_->warm_up(session_.progress());
-    log_memory(start.num_blocks);
+    log_memory();
     if (!device_.asynchronous()) return;
     collector_ = std::thread([this] { collect(); });
   }
@@ -95,95 +78,49 @@ class Rank {
   }
 
  private:
+  LoadedStage load() {
+    auto checkpoint = open_checkpoint(config_.model_path, config_.dummy_weights);
+    BackendConfig config = backend_config(*checkpoint, config_, topology_);
+    config.local_rank = context_.local_rank;
+    config.local_size = context_.local_size;
+    config.tp_comm = context_.tp_comm;
+    config.peers = context_.peers;
+    config.broadcast = context_.broadcast;
+    return {std::move(checkpoint), config_, topology_, context_.local_size, make_backend(config),
+        [this] { session_.progress().fetch_add(1); }};
+  }
+
   std::vector<Figure> measure() {
-    const ModelConfig& model = checkpoint_->config();
+    const ModelConfig& model = loaded_.model();
+    Backend& backend = loaded_.backend();
     switch (config_.bench) {
       case BenchKind::kNone: return {};
       case BenchKind::kKernels:
-        return bench_kernels(device_, backend_->ops(), *decoder_, config_, max_position_);
+        return bench_kernels(
+            device_, backend.ops(), loaded_.decoder(), config_, loaded_.max_position());
       case BenchKind::kComm:
-        return bench_comm(topology_, *backend_, config_, model.hidden_size, model.vocab_size);
+        return bench_comm(topology_, backend, config_, model.hidden_size, model.vocab_size);
     }
     return {};
   }
 
-  // Room on a GPU for what comes after the cache: graphs, and what libraries load and connect when
-  // they are first called.
-  static constexpr int64_t kLaterBytes = int64_t{3} << 29;
-
   static double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
-  // What was planned for, beside what the system says is gone.
-  void log_memory(uint32_t num_blocks) const {
-    const int64_t weights = decoder_->weight_bytes();
-    const int64_t kv = int64_t{num_blocks + 1} *
-                       KvCache::bytes_per_block(device_.activation_dtype(), decoder_->num_layers(),
-                           decoder_->attention_shape(), config_.block_size);
-    const int64_t comm = backend_->comm_bytes();
-    const int64_t kernels = std::max<int64_t>(0, setup_used_ - comm);
-    const int64_t workspace = kernels + device_.allocated_bytes() - setup_allocated_ - weights - kv;
-    const int64_t graphs = executor_->graph_bytes();
-    const int64_t planned = weights + workspace + comm + graphs + kv;
-    std::string line = fmt::format(
+  // What was planned for, beside what the system says is gone: on the CPU little yet, for memory is
+  // taken as it is written to.
+  void log_memory() const {
+    const MemoryPlan plan = loaded_.memory_plan();
+    const int64_t planned = plan.together(), used = device_.used_bytes();
+    log::info(
         "memory plan: weights {:.1f} MiB, workspace {:.1f}, communication {:.1f}, graphs {:.1f}, "
-        "KV cache {:.1f} ({} tokens), together {:.1f}",
-        mib(weights), mib(workspace), mib(comm), mib(graphs), mib(kv),
-        int64_t{num_blocks} * config_.block_size, mib(planned));
-    if (const int64_t used = device_.used_bytes(); used > 0) {
-      line += fmt::format("; in use {:.1f} ({:+.2f} %)", mib(used),
-          100.0 * static_cast<double>(used - planned) / static_cast<double>(planned));
-    }
-    log::info("{}", line);
-  }
-
-  // The shapes that this rank computes, before its weights are there.
-  BackendConfig backend_config() const {
-    const ModelConfig& model = checkpoint_->config();
-    BackendConfig config;
-    config.topology = topology_;
-    config.local_rank = context_.local_rank;
-    config.local_size = context_.local_size;
-    config.engine = config_;
-    config.activation = activation_dtype();
-    config.attention = shard_attention(model, config_.tp, topology_.tp_rank());
-    config.hidden_size = model.hidden_size;
-    config.vocab_size = model.vocab_size;
-    config.tp_comm = context_.tp_comm;
-    config.peers = context_.peers;
-    config.broadcast = context_.broadcast;
-    return config;
-  }
-
-  // "auto" on a GPU: bf16 for what was stored so, else f16, which keeps more of a quantized weight.
-  DType activation_dtype() const {
-    switch (config_.dtype) {
-      case ActivationType::kFloat32: return DType::kF32;
-      case ActivationType::kFloat16: return DType::kF16;
-      case ActivationType::kBFloat16: return DType::kBF16;
-      case ActivationType::kAuto: break;
-    }
-    const TensorInfo* stored = checkpoint_->find("model.embed_tokens.weight");
-    return stored != nullptr && stored->dtype == DType::kBF16 ? DType::kBF16 : DType::kF16;
-  }
-
-  uint32_t count_blocks(int64_t bytes_per_block) const {
-    const double share = device_.kv_share() / (device_.asynchronous() ? 1 : context_.local_size);
-    const int64_t free = device_.free_bytes();
-    const int64_t bytes = config_.kv_cache_bytes > 0
-                              ? config_.kv_cache_bytes
-                              : std::min(static_cast<int64_t>(static_cast<double>(free) * share),
-                                    free - (device_.asynchronous() ? kLaterBytes : 0));
-    const int64_t blocks_per_sequence =
-        (max_position_ + config_.block_size - 1) / config_.block_size;
-    const int64_t blocks =
-        std::min(bytes / bytes_per_block, blocks_per_sequence * config_.max_num_seqs);
-    if (blocks < 1) {
-      throw Error(ExitCode::kOutOfMemory,
-          "the KV cache has room for no block: {:.1f} MiB for blocks of {:.1f} "
-          "MiB; raise --kv-cache-memory or free memory",
-          mib(bytes), mib(bytes_per_block));
-    }
-    return static_cast<uint32_t>(blocks);
+        "KV cache {:.1f} ({} tokens), together {:.1f}; {} {:.1f}{}",
+        mib(plan.weights), mib(plan.workspace), mib(plan.comm), mib(plan.graphs), mib(plan.kv),
+        plan.kv_tokens, mib(planned), device_.asynchronous() ? "in use" : "resident so far",
+        mib(used),
+        device_.asynchronous()
+            ? fmt::format(" ({:+.2f} %)",
+                  100.0 * static_cast<double>(used - planned) / static_cast<double>(planned))
+            : "");
   }
 
   void report(uint64_t n) {
@@ -207,7 +144,7 @@ class Rank {
             throw Error(ExitCode::kWorkerLost, "step {} did not end within --timeout {} s", n,
                 config_.timeout_s);
           }
-          if (now - since > kCheckInterval) backend_->check();
+          if (now - since > kCheckInterval) loaded_.backend().check();
           std::this_thread::sleep_for(kPollInterval);
         }
         report(n);
@@ -226,15 +163,9 @@ class Rank {
   WorkerSession& session_;
   const EngineConfig config_;
   const Topology topology_;
-  const std::shared_ptr<const Checkpoint> checkpoint_;
-  const std::unique_ptr<Backend> backend_;
+  LoadedStage loaded_;
   Device& device_;
-  TpOps tp_;
-  PpLink pp_;
-  const int64_t setup_used_, setup_allocated_;  // of device memory, before the weights
-  int32_t max_position_ = 0;
-  std::unique_ptr<Decoder> decoder_;
-  std::unique_ptr<Executor> executor_;
+  Executor* executor_ = nullptr;  // in loaded_, once started
   std::atomic<uint64_t> steps_run_{0};
   std::atomic<bool> stop_{false};
   std::thread collector_;
@@ -256,7 +187,7 @@ void serve(const WorkerContext& context, WorkerSession& session) {
       case FrameType::kWelcome:
         rank = std::make_unique<Rank>(
             context, session, read_body<EngineConfig>(*frame, "configuration"));
-        session.send(FrameType::kReady, encode(rank->load()));
+        session.send(FrameType::kReady, encode(rank->ready()));
         break;
       case FrameType::kStart:
         if (rank == nullptr) throw Error(ExitCode::kFailure, "start came before the configuration");

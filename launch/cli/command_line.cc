@@ -76,7 +76,7 @@ void refuse_extras(const CommandInfo& info, const CLI::App& app) {
       extras.begin(), extras.end(), [](const std::string& word) { return word.starts_with("-"); });
   if (flag == extras.end()) {
     usage_error(fmt::format("unexpected argument '{}': {} takes {}", extras[0], app.get_name(),
-        info.has_model ? "one MODEL and flags" : "flags only"));
+        info.needs >= CommandNeeds::kModel ? "one MODEL and flags" : "flags only"));
   }
   const std::string name = flag->substr(0, flag->find('='));
   std::vector<std::string> candidates = long_names(app);

@@ -16,5 +16,7 @@ ExitCode run_serve_bench(const Options& options);
 ExitCode run_interference(const Options& options);
 ExitCode run_scheduler_bench(const Options& options);
 ExitCode run_simulate(const Options& options);
+ExitCode run_fit(const Options& options);
+ExitCode run_doctor(const Options& options);
 
 }  // namespace millrace

@@ -73,7 +73,7 @@ std::string help_overview() {
 
 std::string help_command(const CommandInfo& info, const CLI::App& app) {
   std::string text = fmt::format("{}.\n\nUsage: millrace {}{} [flags]\n\n", info.summary, info.name,
-                         info.has_model ? " MODEL" : "") +
+                         info.needs >= CommandNeeds::kModel ? " MODEL" : "") +
                      "A flag may also stand in its [VARIABLE] or in the --config file; the command "
                      "line is\nstronger than the environment, and the environment than the file.\n";
   for (const std::string& group : app.get_groups()) {

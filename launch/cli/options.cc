@@ -21,6 +21,7 @@ namespace {
 constexpr int kMaxDegree = 4096;
 constexpr int kMaxSlots = 65535;  // a slot's number is 16 bits
 constexpr int kMaxTokens = 1 << 30;
+constexpr int kMaxFitGpus = 256;
 constexpr int kGpuTokens = 8192;  // of a step
 constexpr double kServeStretch = 2;
 
@@ -372,8 +373,19 @@ void declare_interference(CLI::App& app, Options& o) {
   declare_bench_output(flags, o);
 }
 
-void declare_device_bench(CLI::App& app, Options& o) {
-  Flags(app, "Benchmark").add_switch("--json", o.json, "Write one JSON object to standard output");
+void declare_json(CLI::App& app, Options& o) {
+  Flags(app, "Output").add_switch("--json", o.json, "Write one JSON object to standard output");
+}
+
+void declare_fit(CLI::App& app, Options& o) {
+  Flags flags(app, "Plan");
+  flags.add("--gpus", o.fit.gpus, "GPUs to plan for. Default: none, the CPU of this host")
+      ->check(CLI::Range(1, kMaxFitGpus));
+  flags
+      .add("--gpu-memory", o.fit.gpu_memory,
+          "Memory of each in all, as nvidia-smi tells it: 81559MiB is an H100's")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
+  declare_json(app, o);
 }
 
 void declare_scheduler_bench(CLI::App& app, Options& o) {
@@ -426,6 +438,23 @@ void declare_simulate(CLI::App& app, Options& o) {
   flags.add_switch("--json", o.json, "Write one JSON object to standard output");
 }
 
+// `fit` needs no GPU here, but two flags that say which one is meant.
+DeviceKind device_to_plan(const EngineConfig& engine, const FitConfig& fit) {
+  const bool gpu = fit.gpus > 0 && fit.gpu_memory > 0;
+  if (!gpu && (fit.gpus > 0 || fit.gpu_memory > 0 || engine.device == DeviceKind::kCuda)) {
+    throw Error(ExitCode::kUsage,
+        "for GPUs fit needs --gpus and --gpu-memory, as in --gpus 1 --gpu-memory 81559MiB");
+  }
+  if (gpu && engine.device == DeviceKind::kCpu) {
+    throw Error(ExitCode::kUsage, "--device cpu has no --gpus: give one of them");
+  }
+  if (gpu && engine.tp * engine.pp > fit.gpus) {
+    throw Error(ExitCode::kUsage, "-tp {} x -pp {} needs {} GPUs, --gpus says {}", engine.tp,
+        engine.pp, engine.tp * engine.pp, fit.gpus);
+  }
+  return gpu ? DeviceKind::kCuda : DeviceKind::kCpu;
+}
+
 std::vector<int32_t> parse_layers(const std::string& text) {
   std::vector<int32_t> layers;
   std::istringstream in(text);
@@ -457,36 +486,42 @@ const std::vector<CommandInfo>& command_table() {
           [](CLI::App& app, Options& o) { declare_bench(app, /*latency=*/false, o); },
           [](const Options& o) { return run_bench(o, /*latency=*/false); }},
       {"bench serve", "Load a running server, this one or another, and time its answers",
-          declare_serve_bench, run_serve_bench, /*has_model=*/false, /*has_layout=*/false},
-      {"bench kernels", "Time each verb of a step, in the shapes of a model", declare_device_bench,
+          declare_serve_bench, run_serve_bench, CommandNeeds::kHost},
+      {"bench kernels", "Time each verb of a step, in the shapes of a model", declare_json,
           [](const Options& o) { return run_device_bench(o, BenchKind::kKernels); }},
-      {"bench comm", "Time what the ranks of a layout exchange", declare_device_bench,
+      {"bench comm", "Time what the ranks of a layout exchange", declare_json,
           [](const Options& o) { return run_device_bench(o, BenchKind::kComm); }},
       {"bench interference", "Time a long prompt among sequences that decode", declare_interference,
           run_interference},
       {"bench scheduler", "Time the scheduler's own work on a step", declare_scheduler_bench,
-          run_scheduler_bench, /*has_model=*/false},
+          run_scheduler_bench, CommandNeeds::kSteps},
       {"simulate", "Tell what a model would do on given GPUs under a load", declare_simulate,
-          run_simulate, /*has_model=*/false},
+          run_simulate, CommandNeeds::kSteps},
+      {"fit", "Tell what a model takes of each rank's memory, without loading it", declare_fit,
+          run_fit, CommandNeeds::kModel},
+      {"doctor", "Tell what this host offers and lacks, with the remedy", declare_json, run_doctor,
+          CommandNeeds::kHost},
   };
   return table;
 }
 
 void declare_flags(CLI::App& app, const CommandInfo& command, Options& options) {
   command.declare(app, options);
-  if (command.has_model) declare_model(app, options);
-  if (command.has_layout) declare_degrees(app, options);
-  if (command.has_model) declare_hosts(app, options);
-  if (command.has_layout) declare_steps(app, options);
-  if (command.has_model) declare_waits(app, options);
+  const bool engine = command.needs == CommandNeeds::kEngine;
+  const bool steps = command.needs >= CommandNeeds::kSteps;
+  if (command.needs >= CommandNeeds::kModel) declare_model(app, options);
+  if (steps) declare_degrees(app, options);
+  if (engine) declare_hosts(app, options);
+  if (steps) declare_steps(app, options);
+  if (engine) declare_waits(app, options);
   declare_general(app, options);
-  if (command.has_model) declare_profile(app, options);
+  if (engine) declare_profile(app, options);
 }
 
 void finish_options(const CommandInfo& command, Options& options) {
   EngineConfig& engine = options.launch.engine;
   engine.pp_layers = parse_layers(options.pp_layers);
-  if (!command.has_model) {
+  if (command.needs < CommandNeeds::kModel) {
     if (engine.max_num_batched_tokens == 0) engine.max_num_batched_tokens = kGpuTokens;
     return;
   }
@@ -499,7 +534,11 @@ void finish_options(const CommandInfo& command, Options& options) {
     throw Error(ExitCode::kUsage, "--null-engine has no ranks: leave -tp and -pp out");
   const bool must_be_gpu = engine.device == DeviceKind::kCuda;
   if (null_engine) engine.device = DeviceKind::kCpu;
-  engine.device = choose_device(engine.device, &options.device_reason);
+  if (command.needs == CommandNeeds::kEngine) {
+    engine.device = choose_device(engine.device, &options.device_reason);
+  } else {
+    engine.device = device_to_plan(engine, options.fit);
+  }
   const bool gpu = engine.device == DeviceKind::kCuda;
   if (must_be_gpu && !gpu) {
     throw Error(ExitCode::kLayout, "--device cuda: {}; use --device cpu, or see docs/cuda.md",

@@ -28,6 +28,10 @@ namespace millrace {
 
 struct Options;
 
+// What a command is given, each with what stands before it, and so the flags it has. kSteps:
+// degrees and limits of a step.
+enum class CommandNeeds { kHost, kSteps, kModel, kEngine };
+
 // One command: how it is called, what help says of it, its flags beside those of all commands, and
 // what it does.
 struct CommandInfo {
@@ -35,8 +39,7 @@ struct CommandInfo {
   std::string_view summary;
   void (*declare)(CLI::App& app, Options& options);
   ExitCode (*run)(const Options& options);
-  bool has_model = true;   // false: no engine is started, its flags are left out
-  bool has_layout = true;  // false: nor is one simulated
+  CommandNeeds needs = CommandNeeds::kEngine;
 };
 const std::vector<CommandInfo>& command_table();
 
@@ -46,6 +49,12 @@ inline constexpr std::array<std::pair<std::string_view, std::string_view>, 3> kF
     {"-pp", "--pipeline-parallel-size"},
     {"-np", "--max-num-seqs"},
 }};
+
+// What `fit` plans for.
+struct FitConfig {
+  int gpus = 0;            // 0: this host's CPU
+  int64_t gpu_memory = 0;  // bytes of each
+};
 
 struct Options {
   std::string config;  // the YAML file
@@ -76,6 +85,7 @@ struct Options {
   ServeBenchConfig serve_bench;
   SchedulerBenchConfig scheduler_bench;
   SimulateConfig simulate;
+  FitConfig fit;
 };
 
 // Declares the command's flags on `app`, bound to `options`, which must outlive it. Each has an

@@ -47,7 +47,8 @@ auto naming(const std::string& path, const Parse& parse) {
   }
 }
 
-// All but max_model_len, which the engine knows. Nothing is started before this has passed.
+}  // namespace
+
 ModelContext make_context(const Options& options, const Checkpoint& checkpoint) {
   const std::string& path = options.launch.engine.model_path;
   ModelContext model;
@@ -71,8 +72,6 @@ ModelContext make_context(const Options& options, const Checkpoint& checkpoint) 
   model.created = std::time(nullptr);
   return model;
 }
-
-}  // namespace
 
 Session::Session(const Options& options, Text text, Engine::OnLost on_lost) {
   LaunchConfig launch = options.launch;

@@ -10,6 +10,10 @@
 
 namespace millrace {
 
+// All but max_model_len, which the engine knows. Nothing is started before this has passed. Throws
+// Error.
+ModelContext make_context(const Options& options, const Checkpoint& checkpoint);
+
 class Session {
  public:
   enum class Text { kNeeded, kNotNeeded };

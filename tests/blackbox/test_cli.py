@@ -2,8 +2,10 @@
 every mistake (docs/exit-codes.md)."""
 
 import json
+import os
 import re
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,102 @@ def test_each_rank_tells_its_memory_plan_by_parts(start):
     assert 15 < caches[1] <= 17 and caches[1] == pytest.approx(2 * caches[0], abs=0.2)
 
 
+PARTS = ("weights", "workspace", "communication", "graphs", "kv_cache")
+
+
+def fit(start, model, *arguments):
+    code, out, err = start.run([str(PROGRAM), "fit", str(model), *map(str, arguments), "--json"])
+    assert code == OK, err
+    report = json.loads(out)
+    for rank in report["ranks"]:
+        assert rank["together"] == sum(rank[part] for part in PARTS) > 0
+    return report
+
+
+@pytest.mark.parametrize("layout", [{}, {"mode": 2, "tp": 2}], ids=["1x1", "tp2"])
+def test_fit_tells_what_the_workers_then_plan(start, layout):
+    limits = ["--kv-cache-memory", "128MiB", "--max-model-len", 2048, "--device", "cpu"]
+    planned = fit(start, MODEL, *limits, "-tp", layout.get("tp", 1))
+    code, _, err = generate(start, *PROMPT, "--max-tokens", 2, *limits, **layout)
+    assert code == OK, err
+    told = re.findall(r"(?:rank (\d)\] )?memory plan: weights ([\d.]+) MiB, workspace ([\d.]+), "
+                      r"communication ([\d.]+), graphs ([\d.]+), KV cache ([\d.]+) "
+                      r"\((\d+) tokens\), together ([\d.]+)", err)
+    assert len(told) == len(planned["ranks"]) == layout.get("tp", 1)
+    for number, *parts, tokens, together in told:
+        rank = planned["ranks"][int(number or 0)]
+        assert planned["kv_tokens"] == int(tokens)
+        for part, value in zip(PARTS, parts):
+            if part != "workspace":  # which has the program itself
+                assert rank[part] / 2**20 == pytest.approx(float(value), abs=0.06), part
+        assert rank["together"] / 2**20 == pytest.approx(float(together), rel=0.02)
+
+
+SHAPE = {"vocab_size": 32000, "hidden_act": "silu", "max_position_embeddings": 4096,
+         "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True,
+         "attention_bias": False, "eos_token_id": 1}
+QWEN3 = {**SHAPE, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3",
+         "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+LLAMA = {**SHAPE, "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+         "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shape, cache", [(None, "48MiB"), (QWEN3, "225MiB"), (LLAMA, "65MiB")],
+                         ids=["smollm2", "qwen3", "llama"])
+def test_fit_tells_what_is_resident_in_the_end(start, tmp_path, shape, cache):
+    """Once the largest step has run and the cache has been full."""
+    model, prompt = MODEL, " the" * 1000
+    if shape is not None:
+        model, prompt = tmp_path, "x" * 1000
+        (tmp_path / "config.json").write_text(json.dumps(shape))
+        for file in (ROOT / "tests/data/tiny-llama").glob("*oken*"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    flags = [model, "--load-format", "auto" if shape is None else "dummy", "--kv-cache-memory",
+             cache, "--max-model-len", "1024", "--max-num-batched-tokens", "256",
+             "--max-num-seqs", "8", "--device", "cpu"]
+    planned, = fit(start, *flags)["ranks"]
+    words = [PROGRAM, "generate", *flags, "--prompt", prompt, "--max-tokens", "8", "--ignore-eos",
+             "--log-level", "warning"]
+    run = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(run.pid, 0)
+    assert status == 0
+    print(f"fit {planned['together'] / 2**20:.1f} MiB, resident {usage.ru_maxrss / 2**10:.1f}")
+    assert planned["together"] / 2**10 == pytest.approx(usage.ru_maxrss, rel=0.02)
+
+
+def test_fit_proposes_degrees_or_says_what_would_do(start):
+    shape = [ROOT / "configs/shapes/llama-3.1-70b", "--load-format", "dummy", "--gpu-memory",
+             "81559MiB", "--max-model-len", 8192]
+    report = fit(start, *shape, "--gpus", 8)
+    assert (report["tp"], report["pp"]) == (2, 1) and report["kv_tokens"] >= 8192
+    code, out, _ = start.run([str(PROGRAM), "fit", *map(str, shape), "--gpus", "8"])
+    assert code == OK and "-tp 2 -pp 1" in out and re.search(r"^1 +\d+\.\d", out, re.M)
+    assert_clear_error(start.run([str(PROGRAM), "fit", *map(str, shape), "--gpus", "1"]),
+                       OUT_OF_MEMORY, "does not fit", "needs 138.7 GiB", "2 such GPUs", "-tp 2 -pp 1")
+    for words, named in ((["--gpus", "2"], "--gpu-memory"), (["--device", "cuda"], "--gpus"),
+                         (["--gpus", "1", "--gpu-memory", "9GiB", "-tp", "2"], "--gpus says 1")):
+        assert_clear_error(start.run([str(PROGRAM), "fit", str(MODEL), *words]), USAGE, named)
+    assert_clear_error(start.run([str(PROGRAM), "fit", str(MODEL), "-tp", "16"]), LAYOUT, "heads")
+    assert_clear_error(start.run([str(PROGRAM), "fit", "/nowhere"]), MODEL_ERROR, "/nowhere")
+
+
+def test_doctor_gives_each_finding_a_line_and_what_lacks_a_remedy(start):
+    code, out, err = start.run([str(PROGRAM), "doctor", "--json"])
+    assert code == OK, out + err
+    report = json.loads(out)
+    found = {f["what"]: f for f in report["findings"]}
+    assert report["ok"] and {"cores", "memory", "instructions", "mpirun", "/dev/shm"} <= set(found)
+    assert found["mpirun"]["level"] == "ok"
+    assert all(f["level"] == "ok" or f["remedy"] for f in report["findings"])
+    code, out, _ = start.run(["env", "PATH=/nowhere", str(PROGRAM), "doctor"])
+    assert code == OK and len(out.splitlines()) == len(report["findings"])
+    assert re.search(r"^warn  mpirun: .* - .*install Open MPI", out, re.M), out
+    assert_clear_error(start.run([str(PROGRAM), "doctor", "x"]), USAGE, "flags only")
+
+
 @pytest.mark.parametrize("layout", [{}, {"mode": 2, "tp": 1, "pp": 2}], ids=["mode1", "mode2"])
 def test_a_cache_that_cannot_be_allocated_is_told_while_loading(start, layout):
     words = command("generate", *PROMPT, "--max-num-seqs", 2048, "--kv-cache-memory", "400GiB",
@@ -98,7 +196,7 @@ def test_chat_answers_lines_of_standard_input(start):
 def test_help_and_version(start):
     code, out, _ = start.run([str(PROGRAM), "--help"])
     assert code == OK
-    for verb in ("generate", "chat", "serve", "run-batch", "bench"):
+    for verb in ("generate", "chat", "serve", "run-batch", "bench", "fit", "doctor"):
         assert verb in out
     code, out, _ = start.run([str(PROGRAM), "serve", "--help"])
     assert code == OK and "--port" in out

@@ -102,9 +102,9 @@ class CudaDeviceImpl final : public CudaDevice {
 
   std::string name() const override { return name_; }
   DType activation_dtype() const override { return act_; }
-  DType weight_dtype(DType stored) const override { return stored == DType::kI32 ? stored : act_; }
+  DType weight_dtype(DType stored) const override { return gpu_weight_dtype(stored, act_); }
   bool asynchronous() const override { return true; }
-  double kv_share() const override { return 0.92; }
+  double kv_share() const override { return kGpuKvShare; }
   int num_sms() const override { return num_sms_; }
   int compute_capability() const override { return compute_capability_; }
   cudaStream_t stream() const override {

@@ -440,6 +440,11 @@ class CpuOps final : public Ops {
 
 }  // namespace
 
+// x_codes_, x_scales_ and x_sums_; of each SamplerScratch what draws without penalties take.
+int64_t cpu_scratch_bytes(int threads, int64_t rows, int64_t blocks, int64_t vocab) {
+  return rows * blocks * 19 / 8 + threads * vocab * 12;
+}
+
 std::unique_ptr<Ops> make_cpu_ops_for(ThreadPool& pool, const CpuKernels& kernels) {
   return std::make_unique<CpuOps>(pool, kernels);
 }

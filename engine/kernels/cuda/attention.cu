@@ -14,44 +14,11 @@ namespace {
 constexpr int kPlanThreads = 1024;
 constexpr int kMaxPlainDim = 512;
 
-int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
-
 bool on_tensor_cores(DType act, const AttentionShape& shape) {
   constexpr int kDims[] = {64, 80, 96, 128, 256};
   return act != DType::kF32 && shape.num_heads / shape.num_kv_heads <= 16 &&
          std::find(std::begin(kDims), std::end(kDims), shape.head_dim) != std::end(kDims);
 }
-
-// Pieces are at least as long as a multiprocessor's fair share of all keys: cutting makes at most
-// so many more tiles of one KV head, and rows that are cut have at most twice as many.
-__host__ __device__ int most_pieces(int num_sms, int num_kv_heads) {
-  return (num_sms + num_kv_heads - 1) / num_kv_heads;
-}
-
-// One for layers that see all keys, and one for those with a window where the model has them.
-int num_plans(const AttentionShape& shape) { return shape.window > 0 ? 2 : 1; }
-
-// Where things lie in the workspace, in bytes.
-struct Layout {
-  explicit Layout(const AttentionLimits& l) {
-    const AttentionShape& shape = l.shape;
-    const int64_t group = shape.num_heads / shape.num_kv_heads;
-    const int64_t pieces = most_pieces(l.num_sms, shape.num_kv_heads);
-    const int64_t max_tiles = l.max_tokens * group / kPrefillRows + l.max_sequences + pieces;
-    tiles = aligned(sizeof(AttentionPlan));
-    first_item = tiles + aligned(max_tiles * int64_t{sizeof(PrefillTile)});
-    plan_bytes = first_item + aligned((l.max_sequences + 1) * int64_t{4});
-    partial = plan_bytes * num_plans(shape);
-    const int64_t items = int64_t{kItemsPerWarp} * decode_warps(shape.head_dim, l.num_sms) +
-                          int64_t{l.max_sequences} * shape.num_kv_heads;
-    tile_partial = partial + aligned(items * group * (shape.head_dim + 2) * 4);
-    end = tile_partial +
-          aligned(2 * pieces * shape.num_kv_heads * kPrefillRows * (shape.head_dim + 2) * 4);
-  }
-  // A plan's parts, counted from its own begin; plan i begins at i * plan_bytes.
-  int64_t tiles, first_item, plan_bytes;
-  int64_t partial, tile_partial, end;
-};
 
 // running[0] grows by the sum of value(i) over i in [0, count); store(i, what came before i).
 template <typename Value, typename Store>
@@ -131,7 +98,7 @@ __device__ void plan_tiles(const BatchView& batch, int num_sequences, int group,
 
 // A block a plan. Decode items all have `chunk` keys (a sequence's last one fewer).
 __global__ void __launch_bounds__(kPlanThreads) plan_kernel(BatchView batch, int num_sequences,
-    AttentionShape shape, int warps, int num_sms, Layout layout, uint8_t* workspace) {
+    AttentionShape shape, int warps, int num_sms, AttentionLayout layout, uint8_t* workspace) {
   begin_kernel();
   uint8_t* const base = workspace + blockIdx.x * layout.plan_bytes;
   auto* const plan = reinterpret_cast<AttentionPlan*>(base);
@@ -204,7 +171,7 @@ AttentionArgs<T> make_args(const AttentionLimits& limits, const AttentionShape& 
     const TensorView& q, const KvCacheView& cache, const BatchView& batch, void* workspace,
     const TensorView& out) {
   constexpr float kLog2e = 1.44269504f;
-  const Layout layout(limits);
+  const AttentionLayout layout(limits);
   auto* base = static_cast<uint8_t*>(workspace);
   auto* plan = base + (shape.window > 0 ? layout.plan_bytes : 0);
   constexpr auto kSize = static_cast<int64_t>(sizeof(T));
@@ -239,15 +206,13 @@ AttentionArgs<T> make_args(const AttentionLimits& limits, const AttentionShape& 
 
 }  // namespace
 
-int64_t attention_workspace_bytes(const AttentionLimits& limits) { return Layout(limits).end; }
-
 void plan_attention(
     const AttentionLimits& limits, const BatchView& batch, void* workspace, cudaStream_t stream) {
   const AttentionShape& shape = limits.shape;
   if (!on_tensor_cores(limits.act, shape)) return;
   launch("plan_attention", plan_kernel, num_plans(shape), kPlanThreads, 0, stream, batch,
       batch.num_sequences(), shape, decode_warps(shape.head_dim, limits.num_sms), limits.num_sms,
-      Layout(limits), static_cast<uint8_t*>(workspace));
+      AttentionLayout(limits), static_cast<uint8_t*>(workspace));
 }
 
 void attention(const AttentionLimits& limits, const AttentionShape& shape, const TensorView& q,

@@ -11,20 +11,10 @@
 
 namespace millrace::cuda {
 
-// How one step is cut for layers of one window, made on the device by plan_attention.
-struct AttentionPlan {
-  int32_t chunk;      // keys of a decode item, a multiple of kDecodeKeys
-  int32_t num_items;  // of decode, for one KV head
-  int32_t num_tiles;  // of prefill, for one KV head: pieces of keys of 128 rows
-  int32_t piece;      // keys of such a piece, a multiple of kPieceKeys
-  int32_t split;      // some sequence has several items
-};
-constexpr int kPrefillRows = 128;  // (token, head of the group) pairs of a prefill tile
 constexpr int kPrefillKeys = 64;
 constexpr int kPieceKeys = 128;      // what pieces are multiples of
 constexpr int kShortestPiece = 512;  // keys below which putting pieces together costs more
 constexpr int kDecodeKeys = 16;
-constexpr int kItemsPerWarp = 3;  // decode items are cut so small that all warps end together
 
 __device__ __forceinline__ float fast_exp2(float x) {
   float y;
@@ -32,13 +22,6 @@ __device__ __forceinline__ float fast_exp2(float x) {
   return y;
 }
 
-// One block's work in prefill: rows of a sequence against all their keys, or, where there would be
-// fewer blocks than multiprocessors, a piece of them.
-struct PrefillTile {
-  int32_t sequence, first_row;
-  int32_t piece, num_pieces;
-  int32_t partial;  // the place of its first piece in tile_partial
-};
 struct PrefillPlace {
   PrefillTile tile;
   int kv_head, first_token, num_rows, first_position, begin, end;
@@ -331,8 +314,6 @@ template <typename T>
 void prefill_attention_hopper(const AttentionArgs<T>& args, int max_tiles, cudaStream_t stream);
 template <typename T>
 void decode_attention(const AttentionArgs<T>& args, int num_sms, cudaStream_t stream);
-// Warps of the decode kernel's grid, of which the plan makes use.
-int decode_warps(int head_dim, int num_sms);
 
 // body.operator()<D>() for the head sizes of the tensor core kernels.
 template <typename Body>

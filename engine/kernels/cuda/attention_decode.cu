@@ -185,8 +185,6 @@ __global__ void __launch_bounds__(32 * kCombineWarps) combine_kernel(AttentionAr
 
 }  // namespace
 
-int decode_warps(int head_dim, int num_sms) { return num_sms * (head_dim <= 128 ? 8 : 4); }
-
 template <typename T>
 void decode_attention(const AttentionArgs<T>& args, int num_sms, cudaStream_t stream) {
   dispatch_head_dim(args.head_dim, [&]<int D>() {

@@ -18,7 +18,7 @@ class CudaOps final : public Ops {
             limits.max_tokens, device.num_sms()},
         gemm_(stream_, limits.gemm_cache),
         attention_workspace_(device.allocate(
-            cuda::attention_workspace_bytes(attention_limits_), "the workspace of attention")) {}
+            cuda::AttentionLayout(attention_limits_).end, "the workspace of attention")) {}
   ~CudaOps() override { gemm_.save(); }
 
   void begin_step(const StepHeader* step, const int32_t* arrived, const SlotState& slots,

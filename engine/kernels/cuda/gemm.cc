@@ -23,7 +23,6 @@ namespace millrace::cuda {
 
 namespace {
 
-constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 constexpr int64_t kColdBytes = int64_t{128} << 20;  // more than any L2
 constexpr int kCacheVersion = 2;
 // Up to so many rows Hopper's own kernel is ahead of all others in a step, where it is full of
@@ -170,7 +169,7 @@ struct Gemm::Impl {
       check_cuda(cudaMalloc(&taken, bytes), "memory for GEMMs (100 MiB)");
       memory.reset(taken);
     };
-    take(workspace, kWorkspaceBytes);
+    take(workspace, static_cast<size_t>(kGemmWorkspaceBytes));
     const auto stream_bytes = static_cast<size_t>(stream_workspace_bytes());
     take(stream_memory, stream_bytes);
     check_cuda(cudaMemsetAsync(stream_memory.get(), 0, stream_bytes, stream), "cudaMemset");
@@ -218,7 +217,7 @@ std::vector<Plan> Gemm::Impl::heuristics(Problem& p, int count) const {
         cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)),
         "MatmulPreferenceSetAttribute");
   };
-  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspaceBytes});
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kGemmWorkspaceBytes});
   // Parts of a sum over k are added in fp32, never in the output's type.
   set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
       static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
@@ -277,7 +276,7 @@ bool Gemm::Impl::run(Problem& p, const TensorView& w, const Plan& plan, bool add
   if (prefilled) fill_rows(p.bias, p.out, stream);
   return cublasLtMatmul(handle, &p.desc, &one, w.data, &p.w_layout, p.x.data, &p.x_layout, &beta,
              p.out.data, &p.out_layout, p.out.data, &p.out_layout, &plan.algo, workspace.get(),
-             kWorkspaceBytes, stream) == CUBLAS_STATUS_SUCCESS;
+             static_cast<size_t>(kGemmWorkspaceBytes), stream) == CUBLAS_STATUS_SUCCESS;
 }
 
 // Milliseconds of going through the copies, each product behind a small kernel that it may overlap,

@@ -10,7 +10,7 @@
 #include <string>
 
 #include "engine/core/tensor.h"
-#include "engine/kernels/ops.h"
+#include "engine/kernels/cuda/workspace.h"
 
 namespace millrace::cuda {
 
@@ -50,7 +50,6 @@ struct StreamWorkspace {
   void* data = nullptr;
   int num_sms = 0;
 };
-int64_t stream_workspace_bytes();
 // gate: w [2 I, K], out [M, I] = gate(first half) * second half. adds: to what out holds.
 void stream_gemm(const TensorView& x, const TensorView& w, const TensorView& bias,
     const TensorView& out, std::optional<Activation> gate, bool adds, const StreamWorkspace& space,

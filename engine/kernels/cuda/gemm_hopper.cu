@@ -22,9 +22,9 @@ namespace {
 
 using hopper::Barrier;
 
-constexpr int kRows = 128, kDepth = 64;  // of a tile of w; columns of a stage, a step along K
+constexpr int kRows = kStreamTileRows, kDepth = 64;  // of a tile of w; a step along K
 constexpr int kConsumers = 256, kThreads = kConsumers + 32;
-constexpr int kMaxCols = 128, kMaxTiles = 16384, kMaxBlocks = 256;
+constexpr int kMaxCols = kStreamMaxCols, kMaxTiles = kStreamMaxTiles, kMaxBlocks = kStreamMaxBlocks;
 constexpr int kWeightBytes = kRows * kDepth * 2;
 constexpr int kSharedLimit = 227 << 10;
 // A column of sums is 4 longer than the tile, so that a warp's stores hit all banks.
@@ -318,10 +318,6 @@ bool stream_gemm_supports(
          w.cols() <= 1 << 30 && in_packs(x, w) && out.stride % 8 == 0 &&
          reinterpret_cast<uintptr_t>(out.data) % 16 == 0 &&
          (out.dtype == x.dtype || (out.dtype == DType::kF32 && !gated && out.stride % 16 == 0));
-}
-
-int64_t stream_workspace_bytes() {
-  return kMaxTiles * int64_t{4} + int64_t{2} * kMaxBlocks * kRows * kMaxCols * 4;
 }
 
 void stream_gemm(const TensorView& x, const TensorView& w, const TensorView& bias,

@@ -5,7 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "engine/kernels/ops.h"
+#include "engine/kernels/cuda/workspace.h"
 
 namespace millrace::cuda {
 
@@ -46,14 +46,6 @@ void sample(const TensorView& logits, const TensorView& scans, std::span<const S
     SampledRow* results, int32_t* ids, cudaStream_t stream);
 
 // attention.cu, attention_prefill.cu, attention_decode.cu
-struct AttentionLimits {
-  AttentionShape shape;  // its window: that of the layers that have one
-  DType act = DType::kBF16;
-  int32_t max_sequences = 0;  // S
-  int32_t max_tokens = 0;     // T
-  int32_t num_sms = 0;
-};
-int64_t attention_workspace_bytes(const AttentionLimits& limits);
 // Once per step, before its layers: how the step's attention is cut into equal pieces of work, from
 // the batch's positions, into `workspace`; for layers with the window of `limits` and without.
 void plan_attention(

@@ -26,7 +26,7 @@ class OneShotTest : public BackendTest {
     for (int r = 0; r < size; ++r) {
       check_cuda(
           cudaStreamCreateWithFlags(&streams_.emplace_back(), cudaStreamNonBlocking), "test");
-      inboxes_.push_back(backend_->device().allocate(cuda::one_shot_inbox_bytes(size), "test"));
+      inboxes_.push_back(backend_->device().allocate(one_shot_inbox_bytes(size), "test"));
       epochs_.push_back(backend_->device().allocate(4 * cuda::kOneShotBlocks, "test"));
       cuda::OneShotGroup& group = groups_.emplace_back();
       group.rank = r;
