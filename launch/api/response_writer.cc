@@ -2,6 +2,7 @@
 #include <boost/json/object.hpp>
 #include <boost/json/serialize.hpp>
 #include <boost/json/value_from.hpp>
+#include <ranges>
 
 #include "launch/api/output.h"
 
@@ -74,23 +75,55 @@ json::object chat_logprobs(const Tokenizer& tokenizer, const std::vector<OutputL
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
+// Of the prompt if it is shown, then of the answer, with at most `num_top` others each.
 json::object completion_logprobs(
-    const Tokenizer& tokenizer, const std::vector<OutputLogprob>& entries) {
+    const Tokenizer& tokenizer, const OutputPiece& piece, bool with_prompt, size_t num_top) {
   json::array tokens, token_logprobs, top_logprobs, text_offset;
-  for (const OutputLogprob& entry : entries) {
+  const auto add = [&](const OutputLogprob& entry, bool is_first) {
     const std::string text = token_text(tokenizer, entry.sampled.token);
     tokens.emplace_back(view(text));
-    token_logprobs.emplace_back(finite(entry.sampled.logprob));
     text_offset.emplace_back(entry.text_offset);
+    if (is_first) {
+      token_logprobs.emplace_back(nullptr);
+      top_logprobs.emplace_back(nullptr);
+      return;
+    }
+    token_logprobs.emplace_back(finite(entry.sampled.logprob));
     // Keyed by text: of several tokens that look alike the most probable one stays.
     json::object top;
-    for (const TokenLogprob& t : entry.sampled.top)
+    for (const TokenLogprob& t : entry.sampled.top | std::views::take(num_top))
       top.emplace(view(token_text(tokenizer, t.token)), finite(t.logprob));
     top.emplace(view(text), finite(entry.sampled.logprob));
     top_logprobs.push_back(std::move(top));
-  }
+  };
+  if (with_prompt)
+    for (const OutputLogprob& entry : piece.prompt) add(entry, &entry == &piece.prompt.front());
+  for (const OutputLogprob& entry : piece.logprobs) add(entry, false);
   return {{"tokens", std::move(tokens)}, {"token_logprobs", std::move(token_logprobs)},
       {"top_logprobs", std::move(top_logprobs)}, {"text_offset", std::move(text_offset)}};
+}
+
+// As vLLM has them: null, then an object by id for each further token. `rank` is null where it is
+// beyond the `num_top` that were asked for.
+json::array prompt_logprobs(
+    const Tokenizer& tokenizer, const std::vector<OutputLogprob>& prompt, size_t num_top) {
+  json::array all;
+  for (const OutputLogprob& entry : prompt) {
+    if (all.empty()) {
+      all.emplace_back(nullptr);
+      continue;
+    }
+    json::object token;
+    const auto add = [&](const TokenLogprob& t, const json::value& rank) {
+      token[std::to_string(t.token)] = {{"logprob", finite(t.logprob)}, {"rank", rank},
+          {"decoded_token", view(token_text(tokenizer, t.token))}};
+    };
+    add({entry.sampled.token, entry.sampled.logprob}, nullptr);
+    int rank = 0;
+    for (const TokenLogprob& t : entry.sampled.top | std::views::take(num_top)) add(t, ++rank);
+    all.push_back(std::move(token));
+  }
+  return all;
 }
 
 }  // namespace
@@ -105,17 +138,19 @@ ResponseWriter::ResponseWriter(
       model_(model),
       id_(std::move(id)),
       created_(created),
-      want_logprobs_(
-          !call.choices.empty() && call.choices.front().request.sampling.num_logprobs >= 0) {}
+      num_logprobs_(
+          call.choices.empty() ? -1 : call.choices.front().request.sampling.num_logprobs) {}
 
 // Everything but the choices' own objects is the same in a response, a chunk and the usage chunk.
-std::string ResponseWriter::write(json::array choices, const json::value& usage, bool chunk) const {
+std::string ResponseWriter::write(
+    json::array choices, const json::value& usage, bool chunk, const json::object* more) const {
   const char* object = call_.kind == ApiKind::kCompletion ? "text_completion"
                        : chunk                            ? "chat.completion.chunk"
                                                           : "chat.completion";
   json::object whole{{"id", id_}, {"object", object}, {"created", created_}, {"model", model_.name},
       {"choices", std::move(choices)}};
   if (!chunk || call_.include_usage || !usage.is_null()) whole["usage"] = usage;
+  if (more != nullptr) whole.insert(more->begin(), more->end());
   return json::serialize(whole);
 }
 
@@ -139,7 +174,8 @@ json::object ResponseWriter::entry(size_t choice, const OutputPiece& piece, bool
   if (with_logprobs)
     entry["logprobs"] = call_.kind == ApiKind::kChat
                             ? chat_logprobs(*model_.tokenizer, piece.logprobs)
-                            : completion_logprobs(*model_.tokenizer, piece.logprobs);
+                            : completion_logprobs(*model_.tokenizer, piece, call_.echo,
+                                  static_cast<size_t>(num_logprobs_));
   entry["finish_reason"] = finish_reason(piece.finish);
   if (call_.return_token_ids) entry["token_ids"] = json::value_from(piece.token_ids);
   return entry;
@@ -149,7 +185,7 @@ std::string ResponseWriter::chunk(
     size_t choice, const OutputPiece& piece, bool first, int32_t completion_tokens) const {
   json::array choices;
   choices.push_back(
-      entry(choice, piece, first, want_logprobs_ && !piece.logprobs.empty(), "delta"));
+      entry(choice, piece, first, num_logprobs_ >= 0 && piece.has_logprobs(), "delta"));
   json::value so_far;
   if (call_.continuous_usage) so_far = usage(completion_tokens);
   return write(std::move(choices), so_far, /*chunk=*/true);
@@ -161,13 +197,18 @@ std::string ResponseWriter::usage_chunk(int32_t completion_tokens) const {
 
 std::string ResponseWriter::response(
     const std::vector<OutputPiece>& choices, int32_t completion_tokens) const {
+  const bool is_chat = call_.kind == ApiKind::kChat;
   json::array entries;
+  json::object more;  // a chat's choices have one prompt
   for (size_t i = 0; i < choices.size(); ++i) {
-    json::object whole = entry(i, choices[i], /*first=*/true, want_logprobs_, "message");
-    if (call_.kind == ApiKind::kChat) whole["message"].get_object()["refusal"] = nullptr;
+    json::object whole = entry(i, choices[i], /*first=*/true, num_logprobs_ >= 0, "message");
+    if (is_chat) whole["message"].get_object()["refusal"] = nullptr;
+    if (call_.prompt_logprobs >= 0 && (i == 0 || !is_chat))
+      (is_chat ? more : whole)["prompt_logprobs"] = prompt_logprobs(
+          *model_.tokenizer, choices[i].prompt, static_cast<size_t>(call_.prompt_logprobs));
     entries.push_back(std::move(whole));
   }
-  return write(std::move(entries), usage(completion_tokens), /*chunk=*/false);
+  return write(std::move(entries), usage(completion_tokens), /*chunk=*/false, &more);
 }
 
 }  // namespace millrace
