@@ -79,7 +79,7 @@ def test_scores_are_those_of_transformers(lm_eval, tmp_path, name, layout):
     differences = []
     for sample, choices in zip(samples, expected["samples"]):
         answers = [(float(total), likeliest == "True") for ((total, likeliest),) in sample["resps"]]
-        assert len(answers) == len(choices) == 4
+        assert len(answers) == len(choices) >= 3
         differences += [abs(total - wanted) for (total, _), (wanted, _) in zip(answers, choices)]
         assert [likeliest for _, likeliest in answers] == [likeliest for _, likeliest in choices], sample["doc"]
     print(f"{name}: acc {results['acc,none']}, acc_norm {results['acc_norm,none']}, largest difference {max(differences):.2g}")
