@@ -89,12 +89,11 @@ void read_stop(Value field, CallFields& fields) {
   for (const json::value& item : value.get_array()) add(item);
 }
 
-void read_stop_token_ids(Value value, CallFields& fields) {
+void read_ids(Value value, size_t most, std::vector<int32_t>& ids) {
   const json::array* list = value.json.if_array();
-  if (list == nullptr || list->size() > kMaxStopTokens)
-    refuse_field(value.name, fmt::format("must be an array of at most {} ids", kMaxStopTokens));
-  for (const json::value& item : *list)
-    fields.request.stop_token_ids.push_back(Value{item, value.name}.integer32(0));
+  if (list == nullptr || list->size() > most)
+    refuse_field(value.name, fmt::format("must be an array of at most {} ids", most));
+  for (const json::value& item : *list) ids.push_back(Value{item, value.name}.integer32(0));
 }
 
 // Ids are JSON's keys: as a number is written, so that none is there twice.
@@ -110,14 +109,6 @@ void read_logit_bias(Value value, CallFields& fields) {
       refuse_field(value.name, "must have token ids as its keys, such as \"50256\"");
     fields.logit_bias[id] = Value{bias, value.name}.number(-100, 100);
   }
-}
-
-void read_allowed_token_ids(Value value, CallFields& fields) {
-  const json::array* list = value.json.if_array();
-  if (list == nullptr || list->size() > kMaxLogitBias)
-    refuse_field(value.name, fmt::format("must be an array of at most {} ids", kMaxLogitBias));
-  for (const json::value& item : *list)
-    fields.allowed_token_ids.push_back(Value{item, value.name}.integer32(0));
 }
 
 void read_bad_words(Value value, CallFields& fields) {
@@ -189,7 +180,8 @@ constexpr Field kFields[] = {
     {"max_completion_tokens", kChat, [](Value v, F& f) { f.max_completion_tokens = v.integer(1); }},
     {"min_tokens", kBoth, [](Value v, F& f) { f.request.min_tokens = v.integer32(0); }},
     {"stop", kBoth, read_stop},
-    {"stop_token_ids", kBoth, read_stop_token_ids},
+    {"stop_token_ids", kBoth,
+        [](Value v, F& f) { read_ids(v, kMaxStopTokens, f.request.stop_token_ids); }},
     {"ignore_eos", kBoth, [](Value v, F& f) { f.ignore_eos = v.boolean(); }},
     {"n", kBoth, [](Value v, F& f) { f.n = v.integer32(1, 128); }},
     // How a token is drawn.
@@ -207,7 +199,8 @@ constexpr Field kFields[] = {
     {"priority", kBoth,
         [](Value v, F& f) { f.request.priority = -v.integer32(-kMaxInt32, kMaxInt32); }},
     {"logit_bias", kBoth, read_logit_bias},
-    {"allowed_token_ids", kBoth, read_allowed_token_ids},
+    {"allowed_token_ids", kBoth,
+        [](Value v, F& f) { read_ids(v, kMaxLogitBias, f.allowed_token_ids); }},
     {"bad_words", kBoth, read_bad_words},
     {"seed", kBoth, [](Value v, F& f) { f.seed = v.integer(kMinInt64, kMaxInt64); }},
     // What the answer shows.

@@ -67,13 +67,7 @@ int32_t read_max_tokens(const CallFields& fields, size_t prompt_tokens, const Mo
 
 // logit_bias, bad_words and allowed_token_ids as one list.
 void read_biases(const CallFields& fields, const ModelContext& model, Request& request) {
-  const auto check = [&](int32_t id, const char* name) {
-    if (id >= model.vocab_size)
-      refuse_field(
-          name, fmt::format("must have ids from 0 to {}, not {}", model.vocab_size - 1, id));
-  };
   std::map<int32_t, float> biases = fields.logit_bias;
-  if (!biases.empty()) check(biases.rbegin()->first, "logit_bias");
   for (const std::string& word : fields.bad_words) {
     const auto id = model.tokenizer->encode(word, /*add_special=*/false);
     const auto after_space = model.tokenizer->encode(" " + word, /*add_special=*/false);
@@ -86,7 +80,9 @@ void read_biases(const CallFields& fields, const ModelContext& model, Request& r
   if (request.sampling.only_listed) {
     std::map<int32_t, float> allowed;
     for (const int32_t id : fields.allowed_token_ids) {
-      check(id, "allowed_token_ids");
+      require(id < model.vocab_size,
+          fmt::format("`allowed_token_ids` must be from 0 to {}.", model.vocab_size - 1),
+          "allowed_token_ids");
       if (const auto bias = biases.find(id); bias == biases.end()) allowed[id] = 0;
       else if (bias->second > kForbidden) allowed.insert(*bias);
     }
@@ -212,7 +208,7 @@ void validate(const Request& request, const ModelContext& model) {
         fmt::format("At most {} logprobs can be asked for.", most), name);
   require(within_limits(request.logit_bias) &&
               (request.logit_bias.empty() || in_vocabulary(request.logit_bias.back().token)),
-      fmt::format("`logit_bias` must have at most {} ids, ascending, from 0 to {}.", kMaxLogitBias,
+      fmt::format("`logit_bias` must have at most {} ids, from 0 to {}.", kMaxLogitBias,
           model.vocab_size - 1),
       "logit_bias");
 }
