@@ -48,11 +48,11 @@ struct SchedulerConfig {
 struct Emission {
   RequestId id = 0;
   std::vector<SampledToken> tokens;
+  FinishReason finish = FinishReason::kNone;
+  Status status;  // not ok with kError only
   // With the first token, if asked for: the logprobs of the prompt's ids after the first. Nothing
   // of them comes before, so that a request that starts over has reported none.
   std::vector<SampledToken> prompt;
-  FinishReason finish = FinishReason::kNone;
-  Status status;  // not ok with kError only
 };
 
 struct SchedulerStats {
