@@ -150,8 +150,8 @@ TEST(Plan, DecodersSpreadOverTheStages) {
 
 TEST(Plan, ConsecutiveChunksOfOnePromptFillTheStages) {
   Harness h(make_config(4, 512));
-  // A sixteenth of what is left, in whole tiles of 64 rows (375 355 335 315 299 are the shares), and
-  // no fewer than 256: a smaller step would take as long.
+  // A sixteenth of what is left, in whole tiles of 64 rows (375 355 335 315 299 are the shares),
+  // and no fewer than 256: a smaller step would take as long.
   h.scheduler.add(1, make_request(6000, 2)).ok();
   for (const char* plan : {"0:320+20", "0:320+20", "0:320+20", "0:256+16", "0:256+16"}) {
     EXPECT_EQ(h.plan(), plan);
