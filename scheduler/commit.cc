@@ -1,5 +1,6 @@
 // commit(): appends what the last stage sampled, finds the ends, lets go of what no plan names.
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "scheduler/scheduler.h"
@@ -20,14 +21,16 @@ std::vector<Emission> Scheduler::commit(const StepResult& result) {
     Sequence& sequence = *planned.sequence;
     --sequence.in_flight;
     tokens_computed_ += static_cast<uint64_t>(planned.count);
-    if (planned.output) {
+    if (planned.output != Output::kNone) {
       CHECK(row != result.rows.end() && row->slot == sequence.slot,
           "the result of plan {} has no row for slot {}", result.sequence, sequence.slot);
       const RowResult& sampled = *row++;
       // One step ahead, a sequence may be planned past its end: what comes then is dropped.
       if (sequence.phase != Phase::kRetiring) {
-        emissions.push_back(take_row(sequence, sampled));
-        if (emissions.back().finish != FinishReason::kNone) {
+        Emission emission = take_row(sequence, sampled);
+        const bool ends = emission.finish != FinishReason::kNone;
+        if (ends || !emission.tokens.empty()) emissions.push_back(std::move(emission));
+        if (ends) {
           retire(sequence);
           continue;
         }
@@ -57,8 +60,11 @@ Emission Scheduler::take_row(Sequence& sequence, const RowResult& row) {
         ErrorCode::kInternal, "the model computed values that are not finite for this request", ""};
     return emission;
   }
+  std::ranges::copy(row.scored, std::back_inserter(sequence.scored));
+  if (row.tokens.empty()) return emission;
   CHECK(row.tokens.size() == 1, "slot {} has {} tokens in one step", row.slot, row.tokens.size());
   emission.tokens = row.tokens;
+  emission.prompt = std::exchange(sequence.scored, {});
   sequence.ids.push_back(row.tokens[0].token);
   const int32_t num_emitted = sequence.num_known() - sequence.num_prompt;
   ++tokens_emitted_;

@@ -96,6 +96,7 @@ std::string Scheduler::check_flights() const {
   struct Count {
     int32_t plans = 0;
     int32_t outputs = 0;
+    int32_t scores = 0;
     uint64_t last = 0;
   };
   std::unordered_map<const Sequence*, Count> counts;
@@ -105,7 +106,8 @@ std::string Scheduler::check_flights() const {
     for (const InFlight::PlannedRow& row : flight.rows) {
       Count& count = counts[row.sequence];
       ++count.plans;
-      if (!row.output) continue;
+      if (scores(row.output)) count.scores += row.count - (samples(row.output) ? 1 : 0);
+      if (!samples(row.output)) continue;
       if (count.outputs > 0 && flight.number < count.last + static_cast<uint64_t>(config_.pp)) {
         return fmt::format("plans {} and {} decode the same request", count.last, flight.number);
       }
@@ -124,6 +126,15 @@ std::string Scheduler::check_flights() const {
     if (sequence.phase != Phase::kRetiring && sampled != emitted + count.outputs) {
       return fmt::format("request {}: {} tokens planned, {} emitted, {} in flight", id, sampled,
           emitted, count.outputs);
+    }
+    const bool scored = sequence.request.sampling.num_prompt_logprobs >= 0;
+    const int32_t planned = scored ? std::min(sequence.unscored, sequence.num_prompt - 1) : 0;
+    const int32_t committed = static_cast<int32_t>(sequence.scored.size());
+    const bool reported = sequence.num_known() > sequence.num_prompt;
+    if (sequence.phase != Phase::kRetiring &&
+        committed != (reported ? 0 : planned - count.scores)) {
+      return fmt::format("request {}: {} ids of its prompt scored, {} in flight, {} planned", id,
+          committed, count.scores, planned);
     }
   }
   return counts.size() <= sequences_.size() ? "" : "a plan in flight names a request that is gone";

@@ -18,13 +18,15 @@ int32_t Scheduler::blocks_for(int64_t positions) const {
   return static_cast<int32_t>((positions + config_.block_size - 1) / config_.block_size);
 }
 
-// At least one position is left to compute: its logits give the next token.
+// At least one position is left to compute: its logits give the next token. So are those that are
+// still to be scored.
 Scheduler::Prefix Scheduler::find_prefix(const Sequence& sequence) const {
   Prefix prefix;
   prefix.chain.salt = sequence.request.cache_salt;
   const auto size = static_cast<size_t>(config_.block_size);
   const std::span<const int32_t> ids(sequence.ids);
-  for (size_t end = size; end < ids.size(); end += size) {
+  const size_t most = std::min(ids.size() - 1, static_cast<size_t>(sequence.unscored));
+  for (size_t end = size; end <= most; end += size) {
     uint64_t plan = 0;
     const BlockId* block = cache_.find(prefix.chain, ids.subspan(end - size, size), &plan);
     if (block == nullptr) break;
@@ -74,6 +76,7 @@ void Scheduler::admit(Sequence& sequence, const Prefix& prefix, StepPlan& plan) 
   admission.num_prompt = static_cast<uint32_t>(sequence.num_prompt);
   admission.sampling = sequence.request.sampling;
   admission.token_ids = sequence.ids;
+  admission.logit_bias = sequence.request.logit_bias;
 }
 
 // The last by rank of the running sequences behind this one that have no row in the plan in the

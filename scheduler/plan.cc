@@ -88,8 +88,8 @@ void Scheduler::plan_prefills(StepPlan& plan, InFlight& record) {
   for (Sequence* sequence : prefill) {
     if (budget <= 0) return;
     if (sequence->phase != Phase::kPrefill) continue;  // preempted by one before it
-    int32_t count =
-        chunk_of(sequence->num_computed, sequence->prompt_left(), limit, record, budget);
+    const int32_t first = sequence->num_computed;
+    int32_t count = chunk_of(first, sequence->row_left(first), limit, record, budget);
     count = secure_blocks(*sequence, count);
     if (count > 0) add_row(*sequence, count, plan, record);
   }
@@ -99,8 +99,8 @@ void Scheduler::plan_prefills(StepPlan& plan, InFlight& record) {
 // Nobody overtakes the head of the queue.
 void Scheduler::plan_admissions(int32_t budget, double limit, StepPlan& plan, InFlight& record) {
   const auto& waiting = list(Phase::kWaiting);
-  // Ids go to the ranks with their admission, those of cached blocks too: a plan has room for a
-  // budget of them and one sequence more.
+  // Ids go to the ranks with their admission, those of cached blocks too, and biases, of two words:
+  // a plan has room for a budget of them and one sequence more.
   int64_t num_ids = 0;
   while (budget > 0 && num_ids < config_.max_num_batched_tokens && !waiting.empty() &&
          !free_slots_.empty()) {
@@ -113,10 +113,10 @@ void Scheduler::plan_admissions(int32_t budget, double limit, StepPlan& plan, In
     // Who shares what this plan computes waits for the next one.
     if (prefix.computing || !fits(head, prefix)) return;
     const auto first = static_cast<int32_t>(prefix.blocks.size()) * config_.block_size;
-    const int32_t count = chunk_of(first, head.target - first, limit, record, budget);
+    const int32_t count = chunk_of(first, head.row_left(first), limit, record, budget);
     if (count == 0) return;
     admit(head, prefix, plan);
-    num_ids += head.num_known();
+    num_ids += head.num_known() + 2 * std::ssize(head.request.logit_bias);
     add_row(head, count, plan, record);
   }
 }
@@ -131,7 +131,12 @@ void Scheduler::add_row(Sequence& sequence, int32_t count, StepPlan& plan, InFli
     record.work.add_prefill(sequence.num_computed, count);
     prompt_backlog_ -= count;
   }
+  const int scored = sequence.num_computed >= sequence.unscored ? 2 : 0;
   sequence.num_computed += count;
+  if (scored != 0) {
+    const bool all = sequence.num_computed + 1 >= sequence.num_prompt;
+    sequence.unscored = all ? Sequence::kNothing : sequence.num_computed;
+  }
   const auto num_blocks = static_cast<size_t>(blocks_for(sequence.num_computed));
   while (sequence.blocks.size() < num_blocks) sequence.blocks.push_back(pool_.allocate());
   for (; sequence.num_told < num_blocks; ++sequence.num_told) {
@@ -140,14 +145,14 @@ void Scheduler::add_row(Sequence& sequence, int32_t count, StepPlan& plan, InFli
   publish(sequence, next_plan_);
   ++sequence.in_flight;
   sequence.last_row = next_plan_;
-  const bool output = sequence.prompt_left() <= 0;
-  if (output) {
-    row.output = Output::kLast;
+  const int sampled = sequence.prompt_left() <= 0 ? 1 : 0;
+  row.output = static_cast<Output>(scored | sampled);
+  if (sampled != 0) {
     sequence.last_plan = next_plan_;
     const bool done = sequence.num_computed == sequence.num_positions();
     move(sequence, done ? Phase::kPlanned : Phase::kDecode);
   }
-  record.rows.push_back({&sequence, count, output});
+  record.rows.push_back({&sequence, count, row.output});
 }
 
 // Unreachable: every request fits an empty pool, and the first by rank can take blocks from all

@@ -54,6 +54,8 @@ Status Scheduler::add(RequestId id, Request request, int64_t deadline) {
   sequence.num_prompt = sequence.target = sequence.num_known();
   sequence.request = std::move(request);
   sequence.arrival = num_arrivals_++;
+  const bool scores = sequence.request.sampling.num_prompt_logprobs >= 0;
+  if (scores && sequence.num_prompt > 1) sequence.unscored = 0;
   sequence.rank =
       static_cast<int64_t>(sequence.arrival) - kPlacesPerPriority * sequence.request.priority;
   sequence.deadline = deadline;

@@ -50,6 +50,9 @@ struct Emission {
   std::vector<SampledToken> tokens;
   FinishReason finish = FinishReason::kNone;
   Status status;  // not ok with kError only
+  // With the first token, if asked for: the logprobs of the prompt's ids after the first. Nothing
+  // of them comes before, so that a request that starts over has reported none.
+  std::vector<SampledToken> prompt;
 };
 
 struct SchedulerStats {
@@ -130,6 +133,11 @@ class Scheduler {
     std::list<Sequence*>::iterator place;  // in the list of its phase
 
     int32_t target = 0;  // positions to compute before it decodes: ids known when it began to wait
+    // The first position whose next id is still to be scored; kNothing: all that was asked for is
+    // in a plan, or nothing was.
+    static constexpr int32_t kNothing = INT32_MAX;
+    int32_t unscored = kNothing;
+    std::vector<SampledToken> scored;  // of the prompt, committed and not emitted
 
     // From admission on.
     uint16_t slot = 0;
@@ -146,6 +154,10 @@ class Scheduler {
     // Positions to compute in all. The last token is emitted and never computed.
     int32_t num_positions() const { return num_prompt + request.max_tokens - 1; }
     int32_t prompt_left() const { return target - num_computed; }
+    // From `first` on, of one row: what had its scores before a preemption gets none again.
+    int32_t row_left(int32_t first) const {
+      return std::min(target, first < unscored ? unscored : target) - first;
+    }
     bool goes_before(const Sequence& other) const {
       return std::pair(rank, arrival) < std::pair(other.rank, other.arrival);
     }
@@ -156,7 +168,7 @@ class Scheduler {
     struct PlannedRow {
       Sequence* sequence;  // stays until the plan is committed
       int32_t count;
-      bool output;
+      Output output;
     };
     uint64_t number = 0;
     StepWork work;

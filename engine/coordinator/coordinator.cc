@@ -70,9 +70,9 @@ void Coordinator::plan_all() {
     num_failed = failed.size();
     while (auto plan = scheduler_->plan(failed)) {
       if (expected_.empty()) last_step_ = now_;
-      auto& slots = expected_.emplace_back();
+      auto& rows = expected_.emplace_back();
       for (const Row& row : plan->rows) {
-        if (row.output != Output::kNone) slots.push_back(row.slot);
+        if (row.output != Output::kNone) rows.push_back({row.slot, row.count, row.output, {}});
       }
       enough_[num_issued_ % enough_.size()] = least_open_ >= static_cast<size_t>(config_.engine.pp);
       least_open_ = open_.size();

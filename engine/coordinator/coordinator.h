@@ -181,7 +181,7 @@ class Coordinator {
   std::map<RequestId, Millis> open_;            // accepted and not ended: when they came
   uint64_t num_issued_ = 0;                     // plans
   std::vector<uint64_t> results_;               // per stage: plans it has answered
-  std::deque<std::vector<uint16_t>> expected_;  // per plan in flight: slots with output, in order
+  std::deque<std::vector<Row>> expected_;  // per plan in flight: its rows with output
   size_t least_open_ = 0;                       // requests, since the newest plan
   std::vector<bool> enough_;  // plan n at n mod size: pp requests were open since the one before
   std::vector<StageTimes> times_;  // CoordinatorStats::stages

@@ -137,14 +137,14 @@ bool Coordinator::on_result(int rank, std::span<const uint8_t> body) {
   return true;
 }
 
-// Rows come from the last stage alone: those of its oldest plan in flight, one token each.
+// Rows come from the last stage alone: those of its oldest plan in flight, as many tokens as asked.
 bool Coordinator::answers_plan(const StepResult& result) const {
   if (result.stage + 1 < num_stages()) return result.rows.empty();
-  const std::vector<uint16_t>& slots = expected_.front();
-  return std::equal(result.rows.begin(), result.rows.end(), slots.begin(), slots.end(),
-      [](const RowResult& row, uint16_t slot) {
-        const size_t num_tokens = row.status == RowStatus::kOk ? 1 : 0;
-        return row.slot == slot && row.tokens.size() == num_tokens;
+  return std::ranges::equal(
+      result.rows, expected_.front(), [](const RowResult& row, const Row& planned) {
+        const size_t times = row.status == RowStatus::kOk ? 1 : 0;
+        return row.slot == planned.slot && row.tokens.size() == times * planned.num_sampled() &&
+               row.scored.size() == times * planned.num_scored();
       });
 }
 

@@ -78,6 +78,18 @@ struct SampleRow {
   const int32_t* ids = nullptr;
   int32_t num_prompt = 0;
   int32_t num_ids = 0;
+  const TokenBias* biases = nullptr;
+  int32_t num_biases = 0;
+  int32_t scored = -1;  // a known id: it is "drawn", and logprobs are those asked for the prompt
+
+  constexpr int32_t num_logprobs() const {
+    return scored >= 0 ? params->num_prompt_logprobs : params->num_logprobs;
+  }
+  // The token is drawn from other logits than the model's.
+  constexpr bool changes_logits() const {
+    return scored < 0 && (params->has_penalties() || num_biases > 0);
+  }
+  constexpr bool filters() const { return scored < 0 && params->has_filters(); }
 };
 
 struct SampledRow {
@@ -94,6 +106,8 @@ struct SlotState {
   TensorView block_tables;  // i32 [slots, most blocks of a sequence]
   int32_t* num_prompt = nullptr;
   SamplingParams* sampling = nullptr;
+  TokenBias* biases = nullptr;  // kMaxLogitBias a slot
+  int32_t* num_biases = nullptr;
 };
 
 // A step as the host writes it and one copy uploads it: a header, then sections of 32-bit words at
@@ -101,18 +115,20 @@ struct SlotState {
 // batch to a captured size: it reads ids 0 and writes the cache's last block.
 struct StepHeader {
   int32_t num_sequences, num_tokens, num_outputs, num_arrivals, num_new_blocks, num_admissions;
+  int32_t num_scored;  // of the outputs, the last ones: their next id is known
   int32_t slots;       // [S]
   int32_t first;       // [S] position of the row's first token
   int32_t cu_tokens;   // [S + 1]
-  int32_t outputs;     // [R] rows (indices s) whose last token gives logits, ascending
+  int32_t outputs;     // [R] tokens that give logits
   int32_t arrivals;    // [num_arrivals, 3] slot, position, index of the id in `arrived`
   int32_t new_blocks;  // [num_new_blocks, 3] slot, index in its table, block
   int32_t admissions;  // AdmittedSlot[num_admissions], 8-byte aligned
-  int32_t ids;         // of all admissions, one after another
+  int32_t ids;         // of all admissions, one after another, each with its biases behind
 };
 struct AdmittedSlot {
   int32_t slot, num_prompt;
   int32_t first_id, num_ids;  // in the section `ids`
+  int32_t num_biases;         // TokenBias, behind the ids
   SamplingParams sampling;
 };
 
@@ -121,7 +137,7 @@ struct StepArrays {
   int32_t* ids = nullptr;                   // [T]
   int32_t* positions = nullptr;             // [T]
   const uint32_t** block_tables = nullptr;  // [S]
-  int32_t* output_tokens = nullptr;         // [R] token rows that give logits
+  int32_t* output_tokens = nullptr;         // [R] the section `outputs`
   SampleRow* sample_rows = nullptr;         // [R]
   const uint32_t* padding_block = nullptr;  // the block table of padding rows
 };
@@ -204,12 +220,13 @@ class Ops {
   virtual int64_t scan_cols(int64_t /*rows*/, int64_t /*n*/) const { return 0; }
   virtual void scan_logits(const TensorView& /*logits*/, int32_t /*first_id*/,
       std::span<const SampleRow> /*rows*/, const TensorView& /*scans*/) {}
-  // Draws one token per row into results[i] and ids[i]. scans: those of all parts of the vocabulary
-  // side by side; logits: f32 [R, V], overwritten, or an empty view where there are scans and no
-  // row needs_all_logits(). Logprobs
-  // of the unmodified distribution (as vLLM's raw logprobs), then penalties, temperature, top-k,
-  // top-p, min-p; the draw is argmax(logit/temperature + Gumbel noise(Philox(seed, position, token
-  // id))). Greedy ties go to the lowest id.
+  // Draws one token per row into results[i] and ids[i] (null: into results alone). scans: those of
+  // all parts of the vocabulary side by side; logits: f32 [R, V], overwritten, or an empty view
+  // where there are scans and no row is scored, has biases or needs_all_logits(). Logprobs of the
+  // unmodified distribution (as vLLM's raw logprobs), then biases (where only the listed tokens are
+  // allowed, all others fall to -1e30), penalties, temperature, top-k, top-p, min-p; the draw is
+  // argmax(logit/temperature + Gumbel noise(Philox(seed, position, token id))). Greedy ties go to
+  // the lowest id.
   virtual void sample(const TensorView& logits, const TensorView& scans,
       std::span<const SampleRow> rows, SampledRow* results, int32_t* ids) = 0;
 };

@@ -12,7 +12,7 @@
 
 namespace millrace {
 
-inline constexpr uint32_t kProtocolVersion = 2;
+inline constexpr uint32_t kProtocolVersion = 3;
 inline constexpr uint32_t kMaxFrameBytes = 64u << 20;
 inline constexpr size_t kMaxTextBytes = 64 << 10;  // of a sentence or description
 

@@ -34,6 +34,7 @@ bool get_admissions(ByteReader in, std::vector<Admission>& admissions) {
     const auto& ids = admission.token_ids;
     if (!in.ok() || admission.num_computed >= ids.size() || admission.num_prompt < 1 ||
         admission.num_prompt > ids.size() || !within_limits(admission.sampling) ||
+        !within_limits(admission.logit_bias) ||
         std::ranges::any_of(ids, [](int32_t id) { return id < 0; })) {
       return false;
     }
@@ -47,7 +48,7 @@ bool get_rows(ByteReader in, std::vector<Row>& rows) {
     row.slot = in.get<uint16_t>();
     const auto word = in.get<uint16_t>();
     row.count = word & kCountMask;
-    if (row.count == 0 || word >> 14 > static_cast<int>(Output::kLast)) return false;
+    if (row.count == 0) return false;
     row.output = static_cast<Output>(word >> 14);
   }
   return in.done();
@@ -129,13 +130,14 @@ bool decode(std::span<const uint8_t> bytes, StepPlan* plan) {
 }
 
 bool within_limits(const StepResult& result) {
-  return std::ranges::all_of(result.rows, [](const RowResult& row) {
-    return row.status <= RowStatus::kNonFinite &&
-           std::ranges::all_of(row.tokens, [](const SampledToken& sampled) {
-             return sampled.token >= 0 &&
-                    std::ranges::all_of(
-                        sampled.top, [](const TokenLogprob& entry) { return entry.token >= 0; });
-           });
+  const auto is_id = [](const TokenLogprob& entry) { return entry.token >= 0; };
+  const auto are_ids = [&](const std::vector<SampledToken>& tokens) {
+    return std::ranges::all_of(tokens, [&](const SampledToken& sampled) {
+      return sampled.token >= 0 && std::ranges::all_of(sampled.top, is_id);
+    });
+  };
+  return std::ranges::all_of(result.rows, [&](const RowResult& row) {
+    return row.status <= RowStatus::kNonFinite && are_ids(row.tokens) && are_ids(row.scored);
   });
 }
 

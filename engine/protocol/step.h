@@ -14,9 +14,11 @@ using BlockId = uint32_t;
 inline constexpr int32_t kMaxRowTokens = (1 << 14) - 1;  // a row's count is 14 bits on the wire
 inline constexpr size_t kMaxRows = 65536;                // one per slot
 
-// Which of a row's positions give logits: `kLast` samples a token. Two bits on the wire, so that
-// `all` (prompt logprobs, verification of drafts) can join them.
-enum class Output : uint8_t { kNone = 0, kLast = 1 };
+// Which of a row's positions give logits, in two bits: the last samples a token, the others (all
+// of them where nothing is sampled) score the known id that follows.
+enum class Output : uint8_t { kNone = 0, kLast = 1, kScores = 2, kAll = kLast | kScores };
+constexpr bool samples(Output output) { return (static_cast<int>(output) & 1) != 0; }
+constexpr bool scores(Output output) { return (static_cast<int>(output) & 2) != 0; }
 
 // A sequence seen for the first time (or again after preemption or replay): everything a slot
 // keeps. Its first blocks come with its first row, as for any other sequence.
@@ -25,11 +27,13 @@ struct Admission {
   uint32_t num_computed = 0;  // positions whose KV its blocks already hold
   uint32_t num_prompt = 0;    // of token_ids; the rest was emitted before
   SamplingParams sampling;
-  std::vector<int32_t> token_ids;  // all known ids
+  std::vector<int32_t> token_ids;     // all known ids
+  std::vector<TokenBias> logit_bias;  // Request's
 };
 void fields(auto& io, Is<Admission> auto& admission) {
   io(admission.slot, admission.num_computed, admission.num_prompt, admission.sampling,
       admission.token_ids);
+  io.list(admission.logit_bias, kMaxLogitBias);
 }
 
 // One sequence's share of a step. Four bytes on the wire; new blocks stand in their own section.
@@ -38,6 +42,9 @@ struct Row {
   uint16_t count = 0;  // tokens from the slot's position on
   Output output = Output::kNone;
   std::vector<BlockId> new_blocks;  // appended to the slot's block table before the step
+
+  size_t num_sampled() const { return samples(output) ? 1 : 0; }
+  size_t num_scored() const { return scores(output) ? count - num_sampled() : 0; }
 };
 
 // Plans of a replica carry one sequence number from 0 on; plan n uses lane n mod L, L = pp + 1.
@@ -61,11 +68,13 @@ enum class RowStatus : uint8_t { kOk, kNonFinite };
 struct RowResult {
   uint16_t slot = 0;
   RowStatus status = RowStatus::kOk;
-  std::vector<SampledToken> tokens;  // one for kLast
+  std::vector<SampledToken> tokens;  // the one that was sampled, if any
+  std::vector<SampledToken> scored;  // the known ids after the row's positions, in their order
 };
 void fields(auto& io, Is<RowResult> auto& row) {
   io(row.slot, row.status);
   io.list(row.tokens, kMaxRowTokens);
+  io.list(row.scored, kMaxRowTokens);
 }
 
 // Sent by tp rank 0 of every stage; rows come from the last stage alone.

@@ -20,15 +20,8 @@ int64_t real_time_ns() {
       .count();
 }
 
-int64_t to_ns(double ms) { return static_cast<int64_t>(std::max(0.0, ms) * 1e6); }
-
-// A device that had nothing to do for this long began its next step when the host told it to.
-constexpr int64_t kIdleNs = 100'000;
-
 // Of device memory that the driver keeps for the captured kernels of a layer.
 constexpr int64_t kGraphBytesPerLayer = 24 << 10;
-
-uint32_t to_us(double ms) { return static_cast<uint32_t>(std::max(0.0, ms * 1e3)); }
 
 // Decode batches that are captured: close together where a padded row costs most.
 std::vector<int32_t> sizes_to_capture(int32_t max_rows) {
@@ -77,11 +70,15 @@ void Executor::allocate(const EngineConfig& config, uint32_t num_blocks) {
   slots_.block_tables = TensorView(make(rows * blocks * 4), DType::kI32, {rows, blocks});
   slots_.num_prompt = reinterpret_cast<int32_t*>(make(rows * 4));
   slots_.sampling = reinterpret_cast<SamplingParams*>(make(rows * int64_t{sizeof(SamplingParams)}));
+  slots_.biases =
+      reinterpret_cast<TokenBias*>(make(rows * kMaxLogitBias * int64_t{sizeof(TokenBias)}));
+  slots_.num_biases = reinterpret_cast<int32_t*>(make(rows * 4));
   arrays_.ids = reinterpret_cast<int32_t*>(make(tokens * 4));
   arrays_.positions = reinterpret_cast<int32_t*>(make(tokens * 4));
   arrays_.block_tables = reinterpret_cast<const uint32_t**>(make(rows * 8));
-  arrays_.output_tokens = reinterpret_cast<int32_t*>(make(rows * 4));
-  arrays_.sample_rows = reinterpret_cast<SampleRow*>(make(rows * int64_t{sizeof(SampleRow)}));
+  const int64_t outputs = rows + tokens;  // any token may be scored
+  arrays_.output_tokens = reinterpret_cast<int32_t*>(make(outputs * 4));
+  arrays_.sample_rows = reinterpret_cast<SampleRow*>(make(outputs * int64_t{sizeof(SampleRow)}));
   uint8_t* padding = make(blocks * 4);
   const std::vector<uint32_t> last_block(static_cast<size_t>(blocks), num_blocks);
   device_.copy_to_device(padding,
@@ -100,7 +97,7 @@ void Executor::allocate(const EngineConfig& config, uint32_t num_blocks) {
   sampled_ = device_.allocate(rows * int64_t{sizeof(SampledRow)}, "sampled tokens");
   for (Flight& flight : flights_) {
     flight.upload = device_.allocate_host(words * 4, "the upload of a step");
-    flight.sampled = device_.allocate_host(rows * int64_t{sizeof(SampledRow)}, "sampled tokens");
+    flight.sampled = device_.allocate_host(outputs * int64_t{sizeof(SampledRow)}, "sampled tokens");
     for (auto* event : {&flight.begin, &flight.ready, &flight.end}) *event = device_.make_event();
     if (config.profile) flight.forward = device_.make_event();
   }
@@ -195,14 +192,17 @@ void Executor::enqueue(const StepPlan& plan, Flight& flight, std::atomic<uint64_
   }
   flight.ready->record();
   tp_.take_wait_time();
-  const auto outputs = captured > 0 ? captured : static_cast<int32_t>(flight.output_slots.size());
+  const auto outputs = captured > 0 ? captured : static_cast<int32_t>(num_sampled(flight));
   if (captured == 0 || !device_.replay(captured)) run_stage(batch, outputs, progress);
   if (flight.forward != nullptr) flight.forward->record();
   if (transfers && !topology_.last_stage()) {
     device_.enqueue_copy(passed.data, hidden_.view.data, hidden_bytes);
     pp_.send_hidden(lane, passed);
   }
-  if (topology_.last_stage() && !flight.output_slots.empty()) sample(flight, lane);
+  if (topology_.last_stage()) {
+    sample(flight, lane);
+    score(flight, tokens, progress);
+  }
   flight.host_wait = tp_.take_wait_time();
 }
 
@@ -214,7 +214,8 @@ void Executor::apply(const StepPlan& plan) {
   }
   for (const Admission& admission : plan.admissions) {
     ++generations_[admission.slot];
-    needs_all_logits_[admission.slot] = admission.sampling.needs_all_logits() ? 1 : 0;
+    const bool is_biased = !admission.logit_bias.empty();
+    needs_all_logits_[admission.slot] = is_biased || admission.sampling.needs_all_logits() ? 1 : 0;
   }
   for (const Row& row : plan.rows) {
     CHECK(table_.slot(row.slot).num_computed <= static_cast<uint32_t>(max_position_),
@@ -249,16 +250,22 @@ std::vector<Executor::PendingIds> Executor::take_pending(const StepPlan& plan) {
 }
 
 void Executor::remember_outputs(const StepPlan& plan, Flight& flight) {
-  flight.output_slots.clear();
+  flight.outputs.clear();
   PendingIds pending{plan.sequence, {}};
   for (const Row& row : plan.rows) {
-    if (row.output != Output::kLast) continue;
-    flight.output_slots.push_back(row.slot);
+    if (row.output != Output::kNone)
+      flight.outputs.push_back({row.slot, row.count, row.output, {}});
+    if (!samples(row.output)) continue;
     pending.places.push_back(
         {row.slot, generations_[row.slot], table_.slot(row.slot).num_computed});
   }
   const bool keeps_ids = topology_.first_stage() || topology_.last_stage();
   if (keeps_ids && !pending.places.empty()) pending_ids_.push_back(std::move(pending));
+}
+
+size_t Executor::num_sampled(const Flight& flight) const {
+  return static_cast<size_t>(
+      std::ranges::count_if(flight.outputs, [](const Row& row) { return samples(row.output); }));
 }
 
 int64_t Executor::write_step(
@@ -318,11 +325,12 @@ void Executor::run_stage(const BatchView& batch, int32_t outputs, std::atomic<ui
 }
 
 void Executor::sample(Flight& flight, int lane) {
-  const size_t count = flight.output_slots.size();
+  const size_t count = num_sampled(flight);
+  if (count == 0) return;
   auto* rows = reinterpret_cast<SampledRow*>(sampled_.data());
   const std::span<int32_t> ids(arrived_ids_.view.row_as<int32_t>(lane), count);
-  const bool needs_all = std::any_of(flight.output_slots.begin(), flight.output_slots.end(),
-      [&](uint16_t slot) { return needs_all_logits_[slot] != 0; });
+  const bool needs_all = std::ranges::any_of(flight.outputs,
+      [&](const Row& row) { return samples(row.output) && needs_all_logits_[row.slot] != 0; });
   decoder_.sample({arrays_.sample_rows, count}, needs_all, rows, ids.data());
   if (topology_.tp_rank() == 0) {
     device_.enqueue_copy_out({flight.sampled.data(), count * sizeof(SampledRow)}, sampled_.data());
@@ -330,48 +338,26 @@ void Executor::sample(Flight& flight, int lane) {
   if (topology_.pp() > 1) pp_.send_ids(lane, ids);
 }
 
-bool Executor::done(uint64_t n) { return flight(n).end->done(); }
-
-// The device's clock is read as differences alone, which neither grow coarse nor drift for long:
-// its time line is tied to the host's wherever it had been waiting for the host.
-StepTrace Executor::trace(uint64_t n) {
-  Flight& flight = this->flight(n);
-  StepTrace trace = flight.trace;
-  const int64_t idle = n > 0 ? to_ns(flight.begin->ms_since(*this->flight(n - 1).end)) : kIdleNs;
-  trace.last_end = n > 0 ? traced_end_ : trace.host_begin;
-  trace.begin = std::max(trace.last_end + (idle < kIdleNs ? idle : 0), trace.host_begin);
-  trace.ready = trace.begin + to_ns(flight.ready->ms_since(*flight.begin));
-  trace.forward = trace.ready + to_ns(flight.forward->ms_since(*flight.ready));
-  trace.end = trace.forward + to_ns(flight.end->ms_since(*flight.forward));
-  if (!device_.asynchronous()) trace.comm = flight.host_wait.count();
-  traced_end_ = trace.end;
-  return trace;
-}
-
-StepResult Executor::result(uint64_t n) {
-  Flight& flight = this->flight(n);
-  StepResult result;
-  result.sequence = flight.sequence;
-  result.stage = static_cast<uint16_t>(topology_.pp_rank());
-  const double wait = flight.ready->ms_since(*flight.begin);
-  const double gap = n > 0 ? flight.begin->ms_since(*this->flight(n - 1).end) : 0;
-  const double host_wait = std::chrono::duration<double, std::milli>(flight.host_wait).count();
-  result.idle_us = to_us(wait + gap);
-  result.wait_us = topology_.pp() > 1 ? to_us(wait) : 0;
-  result.comm_us = to_us(host_wait);
-  result.compute_us = to_us(flight.end->ms_since(*flight.ready) - host_wait);
-  const auto* sampled = reinterpret_cast<const SampledRow*>(flight.sampled.data());
-  const size_t outputs = topology_.last_stage() ? flight.output_slots.size() : 0;
-  for (size_t i = 0; i < outputs; ++i) {
-    RowResult& row = result.rows.emplace_back();
-    row.slot = flight.output_slots[i];
-    row.status = sampled[i].finite != 0 ? RowStatus::kOk : RowStatus::kNonFinite;
-    if (sampled[i].finite == 0) continue;
-    row.tokens.push_back({sampled[i].token, sampled[i].logprob,
-        {sampled[i].top, sampled[i].top + sampled[i].num_top}});
+// The logprobs of known ids, from as many rows of logits at a time as there is room for.
+void Executor::score(Flight& flight, int32_t tokens, std::atomic<uint64_t>& progress) {
+  const TensorView hidden = hidden_.view.slice_rows(0, tokens);
+  auto* rows = reinterpret_cast<SampledRow*>(sampled_.data());
+  size_t at = num_sampled(flight);
+  size_t left = 0;
+  for (const Row& row : flight.outputs) left += row.num_scored();
+  while (left > 0) {
+    const size_t count = std::min(left, static_cast<size_t>(max_rows_));
+    decoder_.compute_logits(hidden, {arrays_.output_tokens + at, count});
+    decoder_.sample({arrays_.sample_rows + at, count}, /*needs_all=*/true, rows, nullptr);
+    if (topology_.tp_rank() == 0) {
+      device_.enqueue_copy_out(
+          {flight.sampled.data() + at * sizeof(SampledRow), count * sizeof(SampledRow)},
+          sampled_.data());
+    }
+    at += count;
+    left -= count;
+    progress.fetch_add(1, std::memory_order_relaxed);
   }
-  results_taken_.store(n + 1);
-  return result;
 }
 
 }  // namespace millrace

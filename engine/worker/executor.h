@@ -4,7 +4,8 @@
 //
 // Budget of a step on a GPU: one copy in, one graph launch (decode) or the stage's verbs (mixed),
 // on the last stage two sampling launches, a gather between them where the vocabulary is sharded,
-// and one copy out; two event records; no synchronization and no allocation. On the CPU everything
+// and one copy out; two event records; no synchronization and no allocation. Prompt logprobs cost
+// the head, these launches and a copy for every so many of their rows as may decode. On the CPU all
 // is done when run() returns; it waits only for the stage before (hidden states), for sampled ids
 // of plan n - pp, and in the tensor-parallel sums.
 #pragma once
@@ -55,10 +56,10 @@ class Executor {
   // What a step needs until its result is taken.
   struct Flight {
     uint64_t sequence = 0;
-    std::vector<uint16_t> output_slots;
-    std::chrono::nanoseconds host_wait{0};           // in collectives that block the host
-    Buffer upload;                                   // host
-    Buffer sampled;                                  // host: SampledRow of each output
+    std::vector<Row> outputs;               // the plan's rows that have some
+    std::chrono::nanoseconds host_wait{0};  // in collectives that block the host
+    Buffer upload;                          // host
+    Buffer sampled;  // host: SampledRow of each token sampled, then of each scored
     std::unique_ptr<DeviceEvent> begin, ready, end;  // ready: the stage before was done
     std::unique_ptr<DeviceEvent> forward;            // layers and logits are done; profile alone
     StepTrace trace;                                 // what the host knows; profile alone
@@ -82,9 +83,11 @@ class Executor {
       const StepPlan& plan, std::span<const PendingIds> arrived, int32_t rows, int32_t* words);
   BatchView batch_view(int32_t rows, int32_t tokens, int32_t singles, int32_t max_count) const;
   void remember_outputs(const StepPlan& plan, Flight& flight);
+  size_t num_sampled(const Flight& flight) const;
   int32_t captured_size(const StepPlan& plan) const;
   void run_stage(const BatchView& batch, int32_t outputs, std::atomic<uint64_t>& progress);
   void sample(Flight& flight, int lane);
+  void score(Flight& flight, int32_t tokens, std::atomic<uint64_t>& progress);
   StepHeader* header() const { return reinterpret_cast<StepHeader*>(step_.data()); }
   Flight& flight(uint64_t n) { return flights_[n % flights_.size()]; }
 
@@ -101,7 +104,7 @@ class Executor {
   SlotTable table_;
   KvCache cache_;
   std::vector<uint32_t> generations_;      // per slot: admissions so far
-  std::vector<uint8_t> needs_all_logits_;  // per slot: its tenant does
+  std::vector<uint8_t> needs_all_logits_;  // per slot: to draw for its tenant
   std::deque<PendingIds> pending_ids_;
   std::vector<Flight> flights_;  // L + 1, so that the last one before is still whole
   std::atomic<uint64_t> results_taken_{0};

@@ -75,6 +75,9 @@ class KernelBench {
     slots_.block_tables = TensorView(make(rows * blocks * 4), DType::kI32, {rows, blocks});
     slots_.num_prompt = reinterpret_cast<int32_t*>(make(rows * 4));
     slots_.sampling = reinterpret_cast<SamplingParams*>(make(rows * sizeof(SamplingParams)));
+    slots_.num_biases = reinterpret_cast<int32_t*>(make(rows * 4));
+    device_.copy_to_device(reinterpret_cast<uint8_t*>(slots_.num_biases),
+        std::vector<uint8_t>(static_cast<size_t>(rows) * 4));
     arrays_.ids = reinterpret_cast<int32_t*>(make(tokens * 4));
     arrays_.positions = reinterpret_cast<int32_t*>(make(tokens * 4));
     arrays_.block_tables = reinterpret_cast<const uint32_t**>(make(rows * 8));

@@ -1,6 +1,7 @@
 #include "launch/api/fields.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <limits>
 #include <mutex>
@@ -88,12 +89,37 @@ void read_stop(Value field, CallFields& fields) {
   for (const json::value& item : value.get_array()) add(item);
 }
 
-void read_stop_token_ids(Value value, CallFields& fields) {
+void read_ids(Value value, size_t most, std::vector<int32_t>& ids) {
   const json::array* list = value.json.if_array();
-  if (list == nullptr || list->size() > kMaxStopTokens)
-    refuse_field(value.name, fmt::format("must be an array of at most {} ids", kMaxStopTokens));
-  for (const json::value& item : *list)
-    fields.request.stop_token_ids.push_back(Value{item, value.name}.integer32(0));
+  if (list == nullptr || list->size() > most)
+    refuse_field(value.name, fmt::format("must be an array of at most {} ids", most));
+  for (const json::value& item : *list) ids.push_back(Value{item, value.name}.integer32(0));
+}
+
+// Ids are JSON's keys: as a number is written, so that none is there twice.
+void read_logit_bias(Value value, CallFields& fields) {
+  const json::object* biases = value.json.if_object();
+  if (biases == nullptr || biases->size() > kMaxLogitBias)
+    refuse_field(value.name,
+        fmt::format("must be an object of at most {} token ids and their biases", kMaxLogitBias));
+  for (const auto& [key, bias] : *biases) {
+    int32_t id = -1;
+    std::from_chars(key.data(), key.data() + key.size(), id);
+    if (id < 0 || std::to_string(id) != std::string_view(key))
+      refuse_field(value.name, "must have token ids as its keys, such as \"50256\"");
+    fields.logit_bias[id] = Value{bias, value.name}.number(-100, 100);
+  }
+}
+
+void read_bad_words(Value value, CallFields& fields) {
+  const json::array* list = value.json.if_array();
+  const auto is_word = [](const json::value& v) {
+    return v.is_string() && !empty(v) && v.get_string().size() <= kMaxStopBytes;
+  };
+  if (list == nullptr || list->size() > kMaxLogitBias || !std::ranges::all_of(*list, is_word))
+    refuse_field(value.name, fmt::format("must be an array of at most {} words of at most {} bytes",
+                                 kMaxLogitBias, kMaxStopBytes));
+  for (const json::value& item : *list) fields.bad_words.emplace_back(item.get_string());
 }
 
 // Requests of one salt share cached prefixes, and only they. What the client wrote stays here; the
@@ -150,11 +176,12 @@ constexpr Field kFields[] = {
     {"tokens", kDetokenize, [](Value v, F& f) { f.tokens = &v.json; }},
     {"model", kAll, read_model},
     // How much, and when to stop.
-    {"max_tokens", kBoth, [](Value v, F& f) { f.max_tokens = v.integer(1); }},
+    {"max_tokens", kBoth, [](Value v, F& f) { f.max_tokens = v.integer(0); }},
     {"max_completion_tokens", kChat, [](Value v, F& f) { f.max_completion_tokens = v.integer(1); }},
     {"min_tokens", kBoth, [](Value v, F& f) { f.request.min_tokens = v.integer32(0); }},
     {"stop", kBoth, read_stop},
-    {"stop_token_ids", kBoth, read_stop_token_ids},
+    {"stop_token_ids", kBoth,
+        [](Value v, F& f) { read_ids(v, kMaxStopTokens, f.request.stop_token_ids); }},
     {"ignore_eos", kBoth, [](Value v, F& f) { f.ignore_eos = v.boolean(); }},
     {"n", kBoth, [](Value v, F& f) { f.n = v.integer32(1, 128); }},
     // How a token is drawn.
@@ -171,6 +198,10 @@ constexpr Field kFields[] = {
     // Lower goes first, as in vLLM.
     {"priority", kBoth,
         [](Value v, F& f) { f.request.priority = -v.integer32(-kMaxInt32, kMaxInt32); }},
+    {"logit_bias", kBoth, read_logit_bias},
+    {"allowed_token_ids", kBoth,
+        [](Value v, F& f) { read_ids(v, kMaxLogitBias, f.allowed_token_ids); }},
+    {"bad_words", kBoth, read_bad_words},
     {"seed", kBoth, [](Value v, F& f) { f.seed = v.integer(kMinInt64, kMaxInt64); }},
     // What the answer shows.
     {"stream", kBoth, [](Value v, F& f) { f.call.stream = v.boolean(); }},
@@ -179,7 +210,8 @@ constexpr Field kFields[] = {
     {"top_logprobs", kChat, [](Value v, F& f) { f.top_logprobs = v.integer32(0, 20); }},
     {"logprobs", kCompletion,
         [](Value v, F& f) { f.sampling().num_logprobs = v.integer32(0, 20); }},
-    {"echo", kCompletion, [](Value v, F& f) { f.echo = v.boolean(); }},
+    {"prompt_logprobs", kBoth, [](Value v, F& f) { f.call.prompt_logprobs = v.integer32(0, 20); }},
+    {"echo", kCompletion, [](Value v, F& f) { f.call.echo = v.boolean(); }},
     {"skip_special_tokens", kBoth, [](Value v, F& f) { f.call.skip_special_tokens = v.boolean(); }},
     {"include_stop_str_in_output", kBoth,
         [](Value v, F& f) { f.call.include_stop_str_in_output = v.boolean(); }},
@@ -201,9 +233,9 @@ struct Refused {
 };
 const Refused kRefused[] = {
     {kBoth, empty,
-        {"allowed_token_ids", "bad_words", "guided_choice", "guided_grammar", "guided_json",
-            "guided_regex", "logit_bias", "prompt_logprobs", "return_tokens_as_token_ids",
-            "structured_outputs", "truncate_prompt_tokens", "use_beam_search"}},
+        {"guided_choice", "guided_grammar", "guided_json", "guided_regex",
+            "return_tokens_as_token_ids", "structured_outputs", "truncate_prompt_tokens",
+            "use_beam_search"}},
     {kOfText, empty, {"chat_template", "chat_template_kwargs"}},
     {kChat, empty, {"audio", "documents", "echo", "functions", "prediction", "web_search_options"}},
     {kOfMessages, empty, {"continue_final_message", "tools"}},

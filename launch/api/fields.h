@@ -4,6 +4,7 @@
 
 #include <boost/json/value.hpp>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -28,11 +29,13 @@ struct CallFields {
   bool chat_logprobs = false;  // `logprobs` of a chat: whether
   int32_t top_logprobs = 0;    // of a chat: how many
   bool has_stream_options = false;
-  bool echo = false;
   bool ignore_eos = false;
   std::optional<bool> add_special_tokens;
   bool add_generation_prompt = true;
   bool return_token_strs = false;
+  std::map<int32_t, float> logit_bias;  // this and the next two: of the request's
+  std::vector<int32_t> allowed_token_ids;
+  std::vector<std::string> bad_words;
 
   SamplingParams& sampling() { return request.sampling; }
 };

@@ -73,8 +73,7 @@ OpenCall::Progress OpenCall::take(size_t index, const Emission& emission) {
   progress.ended = num_open_ == 0;
   if (!call_.stream) {
     choice.whole.append(std::move(piece));
-  } else if (!piece.text.empty() || !piece.logprobs.empty() ||
-             piece.finish != FinishReason::kNone ||
+  } else if (!piece.text.empty() || piece.has_logprobs() || piece.finish != FinishReason::kNone ||
              (call_.return_token_ids && !piece.token_ids.empty())) {
     const int32_t so_far = call_.continuous_usage ? completion_tokens() : 0;
     progress.text =

@@ -32,7 +32,10 @@ struct ApiCall {
   bool include_stop_str_in_output = false;
   bool skip_special_tokens = true;
   bool return_token_ids = false;
-  int32_t prompt_tokens = 0;  // summed over prompts, once per prompt
+  bool echo = false;
+  bool only_prompt = false;      // of max_tokens 0: what the engine makes is not shown
+  int32_t prompt_logprobs = -1;  // as SamplingParams::num_prompt_logprobs, which echo asks for too
+  int32_t prompt_tokens = 0;     // summed over prompts, once per prompt
 };
 
 // Parses `body` strictly (launch/api/strict_json.h) and validates every field: unsupported known

@@ -27,10 +27,12 @@ struct OutputPiece {
   std::string text;
   std::vector<int32_t> token_ids;
   std::vector<OutputLogprob> logprobs;
+  std::vector<OutputLogprob> prompt;  // if asked for, once; the first id has no logprob
   FinishReason finish = FinishReason::kNone;
   Status status;
   bool stopped_by_string = false;  // the engine still runs it: cancel it there
 
+  bool has_logprobs() const { return !logprobs.empty() || !prompt.empty(); }
   bool empty() const { return text.empty() && token_ids.empty() && finish == FinishReason::kNone; }
   // Appends what came later; its finish and status become this piece's.
   void append(OutputPiece later);
@@ -58,6 +60,7 @@ class OutputStream {
     size_t begin, end;  // bytes of the choice's text
   };
 
+  void take_prompt(const Emission& emission, OutputPiece& piece);
   size_t text_end() const { return given_ + held_.size(); }
   void add_token(const SampledToken& sampled);
   // Takes text of the tokens that wait; a stop string that ends in it.
@@ -72,11 +75,14 @@ class OutputStream {
   std::vector<int32_t> stop_token_ids_;
   bool include_stop_;
   bool want_logprobs_;
+  bool shows_stop_;  // among the logprobs of an echo, not in the text
+  bool only_prompt_;
   int32_t min_tokens_;
-  std::string held_;        // text that follows what was given out
-  size_t given_ = 0;        // bytes given out
-  size_t search_from_ = 0;  // no stop string begins before: min_tokens
-  int32_t text_length_;     // code points up to text_end(), the echo included
+  std::vector<OutputLogprob> prompt_;  // until the first token, if asked for
+  std::string held_;                   // text that follows what was given out
+  size_t given_ = 0;                   // bytes given out
+  size_t search_from_ = 0;             // no stop string begins before: min_tokens
+  int32_t text_length_;                // code points up to text_end(), the echo included
   std::vector<Waiting> waiting_;
   int32_t num_tokens_ = 0;
   bool done_ = false;
@@ -103,6 +109,8 @@ class ResponseWriter {
 
  private:
   std::string usage(int32_t completion_tokens) const;
+  // Appends the member, where it was asked for.
+  void add_prompt_logprobs(std::string& out, const OutputPiece& piece) const;
   // Appends an object of `choices`; `chunk`: of a stream.
   void add_choice(
       std::string& out, size_t choice, const OutputPiece& piece, bool first, bool chunk) const;
@@ -110,7 +118,7 @@ class ResponseWriter {
   const ApiCall& call_;
   const ModelContext& model_;
   std::string response_begin_, chunk_begin_;  // up to the choices
-  bool want_logprobs_;
+  int32_t num_logprobs_;  // -1: none
 };
 
 }  // namespace millrace

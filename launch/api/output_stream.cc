@@ -10,6 +10,24 @@ int32_t count_code_points(std::string_view utf8) {
       [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
 }
 
+// The prompt's ids, and where in the echo each begins.
+std::vector<OutputLogprob> prompt_of(
+    const ApiCall::Choice& choice, const std::shared_ptr<const Tokenizer>& tokenizer) {
+  std::vector<OutputLogprob> entries;
+  if (choice.request.sampling.num_prompt_logprobs < 0) return entries;
+  Detokenizer detokenizer(tokenizer, {}, /*skip_special=*/false);
+  std::string_view rest = choice.echo;
+  int32_t offset = 0;
+  for (const int32_t id : choice.request.prompt) {
+    entries.push_back({{.token = id}, offset});
+    const std::string text = id < tokenizer->vocab_size() ? detokenizer.push(id) : std::string();
+    if (!rest.starts_with(text)) continue;  // a token that the tokenizer added
+    rest.remove_prefix(text.size());
+    offset += count_code_points(text);
+  }
+  return entries;
+}
+
 }  // namespace
 
 void OutputPiece::append(OutputPiece later) {
@@ -17,6 +35,7 @@ void OutputPiece::append(OutputPiece later) {
   token_ids.insert(token_ids.end(), later.token_ids.begin(), later.token_ids.end());
   logprobs.insert(logprobs.end(), std::make_move_iterator(later.logprobs.begin()),
       std::make_move_iterator(later.logprobs.end()));
+  if (prompt.empty()) prompt = std::move(later.prompt);
   finish = later.finish;
   status = std::move(later.status);
   stopped_by_string = later.stopped_by_string;
@@ -30,7 +49,10 @@ OutputStream::OutputStream(
       stop_token_ids_(call.choices[choice].request.stop_token_ids),
       include_stop_(call.include_stop_str_in_output),
       want_logprobs_(call.choices[choice].request.sampling.num_logprobs >= 0),
+      shows_stop_(call.echo && want_logprobs_),
+      only_prompt_(call.only_prompt),
       min_tokens_(call.choices[choice].request.min_tokens),
+      prompt_(prompt_of(call.choices[choice], tokenizer_)),
       text_length_(count_code_points(call.choices[choice].echo)) {
   std::erase(stop_, "");
 }
@@ -38,6 +60,12 @@ OutputStream::OutputStream(
 OutputPiece OutputStream::push(const Emission& emission) {
   OutputPiece piece;
   if (done_) return piece;
+  if (!emission.tokens.empty()) take_prompt(emission, piece);
+  if (only_prompt_ && !emission.tokens.empty()) {
+    done_ = true;
+    piece.finish = FinishReason::kLength;
+    return piece;
+  }
   const bool ends = emission.finish != FinishReason::kNone;
   for (size_t i = 0; i < emission.tokens.size(); ++i) {
     const SampledToken& sampled = emission.tokens[i];
@@ -46,8 +74,9 @@ OutputPiece OutputStream::push(const Emission& emission) {
                          i + 1 == emission.tokens.size() &&
                          std::find(stop_token_ids_.begin(), stop_token_ids_.end(), sampled.token) !=
                              stop_token_ids_.end();
-    if (is_stop && !include_stop_) break;
-    add_token(sampled);
+    const bool is_hidden = is_stop && !include_stop_;
+    if (!is_hidden || shows_stop_) add_token(sampled);
+    if (is_hidden) break;
     // The logits may be wider than the tokenizer's vocabulary: such an id has no text.
     const bool has_text = sampled.token < tokenizer_->vocab_size();
     if (const auto match = add_text(has_text ? detokenizer_.push(sampled.token) : std::string())) {
@@ -66,6 +95,12 @@ OutputPiece OutputStream::push(const Emission& emission) {
   }
   give(ends ? text_end() : certain_end(), /*all_tokens=*/ends, piece);
   return piece;
+}
+
+void OutputStream::take_prompt(const Emission& emission, OutputPiece& piece) {
+  piece.prompt = std::exchange(prompt_, {});
+  for (size_t i = 1; i < piece.prompt.size() && i <= emission.prompt.size(); ++i)
+    piece.prompt[i].sampled = emission.prompt[i - 1];
 }
 
 void OutputStream::add_token(const SampledToken& sampled) {

@@ -19,6 +19,7 @@ namespace json = boost::json;
 constexpr int32_t kDefaultCompletionTokens = 16;
 constexpr size_t kMaxChoices = 1024;               // n times prompts
 constexpr size_t kMaxPromptTokens = 16 * 1 << 20;  // of all choices: 64 MiB of ids
+constexpr size_t kMaxPromptLogprobs = 1 << 19;     // of all choices: some 100 MB of JSON
 constexpr size_t kPromptTail = 8;
 constexpr float kGreedyBelow = 1e-5f;  // dividing logits by less overflows a float
 
@@ -43,8 +44,10 @@ void check_together(const CallFields& fields, const ModelContext& model) {
   require(fields.request.priority == 0 || model.allow_priority,
       "`priority` other than 0 needs a server that was started with --scheduling-policy priority.",
       "priority");
-  require(!fields.echo || fields.request.sampling.num_logprobs < 0,
-      "`echo` together with `logprobs` is not supported by this server.", "echo");
+  require(fields.max_tokens != 0 || fields.call.echo,
+      "`max_tokens` must be at least 1, or 0 to get no more than an `echo`.", "max_tokens");
+  require(fields.call.prompt_logprobs < 0 || !fields.call.stream,
+      "`prompt_logprobs` come with the whole answer: not with `stream`: true.", "prompt_logprobs");
 }
 
 // How many tokens the answer may have, given what the prompt leaves.
@@ -58,7 +61,38 @@ int32_t read_max_tokens(const CallFields& fields, size_t prompt_tokens, const Mo
   if (asked && *asked > left)
     refuse_length(model, prompt_tokens, *asked, newer ? "max_completion_tokens" : "max_tokens");
   const int64_t otherwise = kind == ApiKind::kChat ? left : kDefaultCompletionTokens;
-  return static_cast<int32_t>(asked.value_or(std::min(otherwise, left)));
+  // The engine samples at least one.
+  return static_cast<int32_t>(std::max<int64_t>(asked.value_or(std::min(otherwise, left)), 1));
+}
+
+// logit_bias, bad_words and allowed_token_ids as one list.
+void read_biases(const CallFields& fields, const ModelContext& model, Request& request) {
+  std::map<int32_t, float> biases = fields.logit_bias;
+  for (const std::string& word : fields.bad_words) {
+    const auto id = model.tokenizer->encode(word, /*add_special=*/false);
+    const auto after_space = model.tokenizer->encode(" " + word, /*add_special=*/false);
+    if (id.size() != 1 && after_space.size() != 1)
+      refuse_field("bad_words", "must hold words that are one token of this model each");
+    for (const auto& ids : {id, after_space})
+      if (ids.size() == 1) biases[ids[0]] = kForbidden;
+  }
+  request.sampling.only_listed = !fields.allowed_token_ids.empty();
+  if (request.sampling.only_listed) {
+    std::map<int32_t, float> allowed;
+    for (const int32_t id : fields.allowed_token_ids) {
+      require(id < model.vocab_size,
+          fmt::format("`allowed_token_ids` must be from 0 to {}.", model.vocab_size - 1),
+          "allowed_token_ids");
+      if (const auto bias = biases.find(id); bias == biases.end()) allowed[id] = 0;
+      else if (bias->second > kForbidden) allowed.insert(*bias);
+    }
+    if (allowed.empty()) refuse_field("allowed_token_ids", "must have one that is no bad word");
+    biases = std::move(allowed);
+  }
+  if (biases.size() > kMaxLogitBias)
+    refuse_field("bad_words",
+        fmt::format("and `logit_bias` name more than {} tokens together", kMaxLogitBias));
+  for (const auto& [token, bias] : biases) request.logit_bias.push_back({token, bias});
 }
 
 // What is the same for every choice of every prompt.
@@ -69,6 +103,9 @@ Request make_request(const CallFields& fields, const ModelContext& model) {
   // OpenAI takes 0 for "the most probable token alone".
   sampling.top_p = std::max(sampling.top_p, std::numeric_limits<float>::min());
   if (fields.chat_logprobs) sampling.num_logprobs = fields.top_logprobs;
+  sampling.num_prompt_logprobs =
+      std::max(fields.call.prompt_logprobs, fields.call.echo ? sampling.num_logprobs : -1);
+  read_biases(fields, model, request);
   if (!fields.ignore_eos)
     request.stop_token_ids.insert(
         request.stop_token_ids.end(), model.eos_token_ids.begin(), model.eos_token_ids.end());
@@ -87,6 +124,9 @@ void add_choices(ApiCall& call, const CallFields& fields, const Request& request
   validate(choice.request, model);
   for (int32_t i = 0; i < fields.n; ++i) {
     call.choices.push_back(choice);
+    // A chat shows them once.
+    if (i > 0 && call.kind == ApiKind::kChat)
+      call.choices.back().request.sampling.num_prompt_logprobs = -1;
     call.choices.back().request.sampling.seed =
         fields.seed ? static_cast<uint64_t>(*fields.seed) + static_cast<uint64_t>(i)
                     : random_seed();
@@ -109,7 +149,7 @@ ApiCall parse_call(ApiKind kind, const json::object& body, const ModelContext& m
         fields.add_generation_prompt, model));
   else
     prompts = completion_prompts(
-        *fields.prompt, fields.add_special_tokens.value_or(true), fields.echo, model);
+        *fields.prompt, fields.add_special_tokens.value_or(true), fields.call.echo, model);
   // Counted before anything is copied n times.
   const auto n = static_cast<size_t>(fields.n);
   size_t prompt_tokens = 0;
@@ -119,7 +159,12 @@ ApiCall parse_call(ApiKind kind, const json::object& body, const ModelContext& m
   require(prompt_tokens * n <= kMaxPromptTokens,
       fmt::format("All prompts, `n` times, must have at most {} tokens.", kMaxPromptTokens), "n");
   ApiCall call = fields.call;
+  call.only_prompt = fields.max_tokens == 0;
   const Request request = make_request(fields, model);
+  const int32_t top = request.sampling.num_prompt_logprobs;
+  require(prompt_tokens * n * static_cast<size_t>(top + 1) <= kMaxPromptLogprobs,
+      fmt::format("All prompts, `n` times, must have at most {} logprobs.", kMaxPromptLogprobs),
+      call.prompt_logprobs == top ? "prompt_logprobs" : "logprobs");
   for (Prompt& prompt : prompts) add_choices(call, fields, request, std::move(prompt), model);
   return call;
 }
@@ -156,10 +201,16 @@ void validate(const Request& request, const ModelContext& model) {
           Range{"frequency_penalty", s.frequency_penalty, -2, 2}})
     require(value >= min && value <= max,
         fmt::format("`{}` must be from {} to {}.", name, min, max), name);
-  require(s.num_logprobs >= -1 && s.num_logprobs <= std::min(kMaxLogprobs, model.vocab_size),
-      fmt::format(
-          "At most {} logprobs can be asked for.", std::min(kMaxLogprobs, model.vocab_size)),
-      "logprobs");
+  const int32_t most = std::min(kMaxLogprobs, model.vocab_size);
+  for (const auto& [name, asked] :
+      {std::pair("logprobs", s.num_logprobs), std::pair("prompt_logprobs", s.num_prompt_logprobs)})
+    require(asked >= -1 && asked <= most,
+        fmt::format("At most {} logprobs can be asked for.", most), name);
+  require(within_limits(request.logit_bias) &&
+              (request.logit_bias.empty() || in_vocabulary(request.logit_bias.back().token)),
+      fmt::format("`logit_bias` must have at most {} ids, from 0 to {}.", kMaxLogitBias,
+          model.vocab_size - 1),
+      "logit_bias");
 }
 
 }  // namespace millrace

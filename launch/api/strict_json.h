@@ -7,7 +7,7 @@
 namespace millrace {
 
 inline constexpr size_t kMaxJsonDepth = 64;
-inline constexpr size_t kMaxJsonKeys = 1024;         // of the objects that are open at one place
+inline constexpr size_t kMaxJsonKeys = 2048;         // of the objects that are open at one place
 inline constexpr size_t kMaxJsonValues = 2'000'000;  // in all: about 100 MB when parsed
 
 // Throws RequestError(kInvalidArgument) saying what is wrong with `text`.

@@ -31,7 +31,7 @@ LayerWork PlanFollower::follow(const StepPlan& plan) {
     } else {
       work.prefill_keys += count * (before + (count + 1) / 2);
     }
-    if (row.output != Output::kNone) ++work.outputs;
+    work.outputs += static_cast<double>(row.num_sampled() + row.num_scored());
     slot.num_computed += row.count;
   }
   return work;
@@ -46,7 +46,8 @@ StepResult PlanFollower::answer(const StepPlan& plan, int stage, bool is_last) {
     if (row.output == Output::kNone) continue;
     RowResult& sampled = result.rows.emplace_back();
     sampled.slot = row.slot;
-    sampled.tokens.emplace_back();
+    sampled.tokens.resize(row.num_sampled());
+    sampled.scored.resize(row.num_scored());
   }
   return result;
 }

@@ -89,6 +89,30 @@ def test_logprobs(client):
         assert token.logprob == pytest.approx(token.top_logprobs[0].logprob)  # greedy
 
 
+def test_an_echo_scores_the_text_as_it_was_generated(client):
+    prompt = "The capital of France is"
+    made = client.completions.create(prompt=prompt, max_tokens=8, logprobs=2, **GREEDY).choices[0]
+    echo = client.completions.create(prompt=prompt + made.text, max_tokens=0, echo=True, logprobs=2,
+                                     **GREEDY).choices[0]
+    assert echo.text == prompt + made.text
+    count = len(made.logprobs.tokens)
+    assert echo.logprobs.tokens[-count:] == made.logprobs.tokens
+    assert echo.logprobs.token_logprobs[0] is None
+    assert echo.logprobs.token_logprobs[-count:] == made.logprobs.token_logprobs
+    assert echo.logprobs.top_logprobs[-count:] == made.logprobs.top_logprobs
+    assert echo.logprobs.text_offset[-count:] == [len(prompt) + at for at in made.logprobs.text_offset]
+
+
+def test_logit_bias(client):
+    def ids(**bias):
+        return client.completions.create(prompt="The capital of France is", max_tokens=4, **GREEDY, **bias,
+                                         extra_body={"return_token_ids": True}).choices[0].token_ids
+
+    first = ids()[0]
+    assert ids(logit_bias={str(first): 100}) == [first] * 4
+    assert first not in ids(logit_bias={str(first): -100})
+
+
 def test_seed_repeats_and_another_seed_differs(client):
     def ask(seed):
         return client.completions.create(model=MODEL_NAME, prompt="My favourite animal is",

@@ -27,6 +27,7 @@ StepResult FakeReplica::run(const StepPlan& plan) {
     Slot& slot = slots_[admission.slot] = {};
     slot.key = ids[0];
     slot.num_admitted = static_cast<int64_t>(ids.size());
+    slot.prompt.assign(ids.begin(), ids.begin() + admission.num_prompt);
     for (size_t i = 0; i < ids.size(); ++i) {
       slot.know(ids[i]);
       if (i >= admission.num_prompt) {  // it comes back with what it sampled before
@@ -66,14 +67,20 @@ void FakeReplica::run_row(const StepPlan& plan, const Row& row, StepResult& resu
     ASSERT_TRUE(seen.content == slot.contents[static_cast<size_t>(p)] && seen.position == p)
         << "plan " << plan.sequence << ", slot " << row.slot << ", position " << p;
   }
-  EXPECT_EQ(row.output == Output::kLast, end >= slot.num_admitted);
+  EXPECT_EQ(samples(row.output), end >= slot.num_admitted);
   if (row.output == Output::kNone) return;
-  ASSERT_EQ(end, slot.num_ids()) << "a token is sampled twice";
   RowResult& out = result.rows.emplace_back();
   out.slot = row.slot;
+  for (int64_t p = begin; p < begin + static_cast<int64_t>(row.num_scored()); ++p) {
+    ASSERT_LT(p + 1, static_cast<int64_t>(slot.prompt.size())) << "no id of the prompt is next";
+    out.scored.push_back({slot.prompt[static_cast<size_t>(p + 1)], -static_cast<float>(p + 1), {}});
+  }
+  if (!samples(row.output)) return;
+  ASSERT_EQ(end, slot.num_ids()) << "a token is sampled twice";
   const int32_t token = fake_token(slot.key, end);
   if (token < 0) {
     out.status = RowStatus::kNonFinite;
+    out.scored.clear();
   } else {
     out.tokens.push_back({token, 0, {}});
   }

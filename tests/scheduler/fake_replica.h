@@ -30,6 +30,7 @@ class FakeReplica {
     std::vector<uint64_t> contents;    // of ids [0, i], known: admitted, then sampled
     std::vector<uint64_t> sampled_in;  // the plan that sampled id num_admitted + i
     int64_t num_admitted = 0;
+    std::vector<int32_t> prompt;
     void know(int32_t id) {
       contents.push_back(
           hash_combine(contents.empty() ? 0 : contents.back(), static_cast<uint64_t>(id)));

@@ -1,7 +1,8 @@
 // A scheduler driven by hand: plans as short text, results with chosen tokens.
 //
-// A plan reads "-3 0:16+1 1:1*": slot 3 released, slot 0 gets 16 tokens and one new block, slot 1
-// gets one token and samples. "(empty)" is a plan without rows, "none" is no plan.
+// A plan reads "-3 0:16+1^ 1:1*": slot 3 released, slot 0 gets 16 tokens and one new block and
+// their next ids are scored, slot 1 gets one token and samples. "(empty)" is a plan without rows,
+// "none" is no plan.
 #pragma once
 
 #include <fmt/format.h>
@@ -31,7 +32,8 @@ inline std::string show(const StepPlan& plan) {
   for (const Row& row : plan.rows) {
     text += fmt::format("{}:{}", row.slot, row.count);
     if (!row.new_blocks.empty()) text += fmt::format("+{}", row.new_blocks.size());
-    text += row.output == Output::kLast ? "* " : " ";
+    text += scores(row.output) ? "^" : "";
+    text += samples(row.output) ? "* " : " ";
   }
   if (plan.rows.empty()) text += "(empty) ";
   text.pop_back();
@@ -52,7 +54,7 @@ class Harness {
     return show(*plan);
   }
 
-  // Commits the oldest plan; every row samples `token`.
+  // Commits the oldest plan; every row samples `token`, and scores ids of the plan's number.
   std::vector<Emission> commit(int32_t token = 1, RowStatus status = RowStatus::kOk) {
     const StepPlan plan = in_flight_.front();
     in_flight_.pop_front();
@@ -63,7 +65,9 @@ class Harness {
       RowResult& out = result.rows.emplace_back();
       out.slot = row.slot;
       out.status = status;
-      if (status == RowStatus::kOk) out.tokens.push_back({token, 0, {}});
+      if (status != RowStatus::kOk) continue;
+      out.tokens.assign(row.num_sampled(), {token, 0, {}});
+      out.scored.assign(row.num_scored(), {static_cast<int32_t>(plan.sequence), 0, {}});
     }
     auto emissions = scheduler.commit(result);
     check();

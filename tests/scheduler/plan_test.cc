@@ -58,6 +58,7 @@ TEST(Plan, AdmissionCarriesEverythingOnce) {
   Harness h(make_config(1, 8));
   Request request = make_request(12, 2);
   request.sampling.seed = 42;
+  request.logit_bias = {{5, 1.5f}, {9, -100}};
   h.scheduler.add(1, request).ok();
   std::vector<Emission> failed;
   const auto first = h.scheduler.plan(failed);
@@ -65,7 +66,41 @@ TEST(Plan, AdmissionCarriesEverythingOnce) {
   EXPECT_EQ(first->admissions[0].token_ids, request.prompt);
   EXPECT_EQ(first->admissions[0].num_prompt, 12u);
   EXPECT_EQ(first->admissions[0].sampling, request.sampling);
+  EXPECT_EQ(first->admissions[0].logit_bias, request.logit_bias);
   EXPECT_TRUE(h.scheduler.plan(failed)->admissions.empty());
+}
+
+// It takes no cached block, but others take its own; a token that it samples comes with all
+// logprobs.
+TEST(Plan, AScoredPromptComputesEveryPosition) {
+  Harness h(make_config(1, 20));
+  Request request = make_request(40, 2);
+  h.scheduler.add(1, request).ok();
+  for (const char* plan : {"0:20+2", "0:20+1*", "0:1*"}) {
+    EXPECT_EQ(h.plan(), plan);
+    h.commit();
+  }
+  request.sampling.num_prompt_logprobs = 0;
+  h.scheduler.add(2, request).ok();
+  EXPECT_EQ(h.plan(), "-0 0:20+2^");
+  EXPECT_TRUE(h.commit().empty());
+  EXPECT_EQ(h.plan(), "0:20+1^*");
+  EXPECT_EQ(h.plan(), "0:1*");
+  const auto emissions = h.commit();
+  ASSERT_EQ(emissions.size(), 1u);
+  EXPECT_EQ(emissions[0].tokens.size(), 1u);
+  ASSERT_EQ(emissions[0].prompt.size(), 39u);
+  EXPECT_EQ(emissions[0].prompt[19].token, 3);  // of the plan that scored them
+  EXPECT_EQ(emissions[0].prompt[20].token, 4);
+  EXPECT_TRUE(h.commit()[0].prompt.empty());
+  request.sampling.num_prompt_logprobs = -1;
+  h.scheduler.add(3, request).ok();
+  EXPECT_EQ(h.plan(), "-0 0:8+3*");
+  h.commit();
+  request.prompt.resize(1);  // there is nothing to score
+  request.sampling.num_prompt_logprobs = 5;
+  h.scheduler.add(4, request).ok();
+  EXPECT_EQ(h.plan(), "0:1* 1:1+1*");
 }
 
 TEST(Plan, RowsHaveFourteenBits) {
@@ -115,8 +150,8 @@ TEST(Plan, DecodersSpreadOverTheStages) {
 
 TEST(Plan, ConsecutiveChunksOfOnePromptFillTheStages) {
   Harness h(make_config(4, 512));
-  // A sixteenth of what is left, in whole tiles of 64 rows (375 355 335 315 299 are the shares), and
-  // no fewer than 256: a smaller step would take as long.
+  // A sixteenth of what is left, in whole tiles of 64 rows (375 355 335 315 299 are the shares),
+  // and no fewer than 256: a smaller step would take as long.
   h.scheduler.add(1, make_request(6000, 2)).ok();
   for (const char* plan : {"0:320+20", "0:320+20", "0:320+20", "0:256+16", "0:256+16"}) {
     EXPECT_EQ(h.plan(), plan);

@@ -79,11 +79,13 @@ class Walk {
   uint64_t plans_hash() const { return plans_hash_; }
   const std::array<int, 5>& ended() const { return ended_; }  // by reason
   int num_expired() const { return num_expired_; }
+  size_t num_scored() const { return num_scored_; }
   SchedulerStats stats() const { return scheduler_.stats(); }
 
  private:
   struct Open {
     Answer answer;
+    std::vector<int32_t> scored;  // ids of the prompt whose logprobs were asked for
     size_t num_seen = 0;
   };
 
@@ -108,6 +110,11 @@ class Walk {
     for (int n = draw(0, 2); n > 0; --n) {
       request.stop_token_ids.push_back(draw(0, kFakeVocabulary - 1));
     }
+    std::vector<int32_t> scored;
+    if (draw(0, 3) == 0) {
+      request.sampling.num_prompt_logprobs = 0;
+      scored.assign(request.prompt.begin() + 1, request.prompt.end());
+    }
     const int64_t length = static_cast<int64_t>(request.prompt.size()) + request.max_tokens;
     const Answer answer = answer_of(request);
     const Status status = scheduler_.add(next_id_, std::move(request), deadline);
@@ -117,7 +124,7 @@ class Walk {
       EXPECT_EQ(status.code, ErrorCode::kOverloaded);
     } else {
       EXPECT_TRUE(status.ok()) << status.message;
-      open_[next_id_] = {answer};
+      open_[next_id_] = {answer, scored};
     }
     ++next_id_;
   }
@@ -165,6 +172,14 @@ class Walk {
     const auto found = open_.find(emission.id);
     ASSERT_NE(found, open_.end()) << "request " << emission.id << " is not open";
     Open& open = found->second;
+    // Every logprob once, all with the first token.
+    const bool is_first = open.num_seen == 0 && !emission.tokens.empty();
+    ASSERT_EQ(emission.prompt.size(), is_first ? open.scored.size() : 0);
+    num_scored_ += emission.prompt.size();
+    for (size_t i = 0; i < emission.prompt.size(); ++i) {
+      ASSERT_EQ(emission.prompt[i].token, open.scored[i]);
+      ASSERT_EQ(emission.prompt[i].logprob, -static_cast<float>(i + 1));
+    }
     for (const SampledToken& token : emission.tokens) {
       ASSERT_LT(open.num_seen, open.answer.tokens.size());
       ASSERT_EQ(token.token, open.answer.tokens[open.num_seen++]);
@@ -190,6 +205,7 @@ class Walk {
   RequestId next_id_ = 1;
   int num_commits_ = 0;
   int num_expired_ = 0;
+  size_t num_scored_ = 0;
   uint64_t plans_hash_ = 0;
   std::array<int, 5> ended_{};
 };
@@ -213,6 +229,7 @@ TEST_P(WalkTest, EveryRequestGetsItsAnswerOnce) {
   int num_expired = 0;
   uint64_t num_preempted = 0;
   uint64_t num_hits = 0;
+  size_t num_scored = 0;
   // 10^7 steps: MILLRACE_WALK_COMMITS=420000.
   const char* longer = std::getenv("MILLRACE_WALK_COMMITS");
   const int num_commits = longer != nullptr ? std::atoi(longer) : 4200;
@@ -224,12 +241,14 @@ TEST_P(WalkTest, EveryRequestGetsItsAnswerOnce) {
     num_expired += walk.num_expired();
     num_preempted += walk.stats().preemptions;
     num_hits += walk.stats().prefix_hit_tokens;
+    num_scored += walk.num_scored();
     for (size_t i = 0; i < ended.size(); ++i) ended[i] += walk.ended()[i];
   }
   // The walk went where it should.
   EXPECT_GT(num_expired, 20);
   EXPECT_GT(num_preempted, 100u);
   EXPECT_GT(num_hits, 1000u);
+  EXPECT_GT(num_scored, 10000u);
   EXPECT_GT(ended[static_cast<size_t>(FinishReason::kLength)], 500);
   EXPECT_GT(ended[static_cast<size_t>(FinishReason::kStop)], 100);
   EXPECT_GT(ended[static_cast<size_t>(FinishReason::kError)], 10);
@@ -246,6 +265,46 @@ TEST_P(WalkTest, SameSeedSamePlans) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Stages, WalkTest, testing::Range(1, 9));
+
+// One of higher priority takes its blocks in the middle of its prompt: what was scored before may
+// be computed again, but is not scored again.
+TEST(Walk, APreemptedPromptIsNotScoredAgain) {
+  SchedulerConfig config = walk_config(2, 0);
+  config.num_blocks = 6;
+  Scheduler scheduler(config);
+  FakeReplica replica(config);
+  Request request;
+  request.prompt.assign(90, 2);
+  request.max_tokens = 1;
+  request.sampling.num_prompt_logprobs = 3;
+  ASSERT_TRUE(scheduler.add(1, request).ok());
+  std::deque<StepPlan> in_flight;
+  std::vector<Emission> failed;
+  size_t num_scored = 0, num_reported = 0;
+  for (int step = 0; !scheduler.idle(); ++step) {
+    if (step == 5) {
+      EXPECT_GT(num_scored, 10u);
+      Request other;
+      other.prompt.assign(75, 1);
+      other.max_tokens = 1;
+      other.priority = 1;
+      ASSERT_TRUE(scheduler.add(2, other).ok());
+    }
+    while (auto plan = scheduler.plan(failed)) in_flight.push_back(std::move(*plan));
+    for (const Row& row : in_flight.front().rows) num_scored += row.num_scored();
+    for (const Emission& emission : scheduler.commit(replica.run(in_flight.front()))) {
+      num_reported += emission.prompt.size();
+    }
+    in_flight.pop_front();
+    ASSERT_EQ(scheduler.check_integrity(), "");
+    if (step == 5) {
+      EXPECT_LT(num_scored, 80u);
+    }
+  }
+  EXPECT_EQ(scheduler.stats().preemptions, 1u);
+  EXPECT_EQ(num_scored, 89u);
+  EXPECT_EQ(num_reported, 89u);
+}
 
 TEST(Walk, TenThousandQueued) {
   SchedulerConfig config = walk_config(4, 2);

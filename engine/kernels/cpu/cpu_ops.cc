@@ -293,7 +293,7 @@ class CpuOps final : public Ops {
     run(count, count * kSmallWork, [&](int64_t r) {
       const std::span<const float> row(logits.row_as<float>(r), static_cast<size_t>(logits.cols()));
       results[r] = sample_row(kernels_, row, rows[static_cast<size_t>(r)]);
-      ids[r] = results[r].token;
+      if (ids != nullptr) ids[r] = results[r].token;
     });
   }
 

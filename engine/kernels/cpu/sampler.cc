@@ -16,7 +16,7 @@ namespace {
 
 // Vectors the size of a vocabulary, kept by each thread from row to row.
 struct SamplerScratch {
-  std::vector<float> penalized;
+  std::vector<float> changed;   // by biases and penalties
   std::vector<float> scaled;    // (logit - max) / temperature
   std::vector<float> weights;   // exp(scaled)
   std::vector<int32_t> counts;  // of each id; all zero between rows
@@ -77,12 +77,24 @@ float nucleus_cut(
   return found.empty() ? cut : found.back();  // rounding alone kept it from being reached
 }
 
-// The logits after penalties: those given when there are none.
-std::span<const float> penalize(std::span<const float> logits, const SampleRow& row) {
+// Adds the biases: to the logits given, or where no others are allowed to those of a floor.
+void bias(std::span<const float> logits, const SampleRow& row, std::span<float> out) {
+  if (row.params->only_listed) std::ranges::fill(out, kForbidden);
+  for (const TokenBias& entry : std::span(row.biases, static_cast<size_t>(row.num_biases))) {
+    CHECK(entry.token >= 0 && static_cast<size_t>(entry.token) < logits.size());
+    const auto i = static_cast<size_t>(entry.token);
+    out[i] = std::max(logits[i] + entry.bias, kForbidden);
+  }
+}
+
+// The logits after biases and penalties: those given when there are none.
+std::span<const float> change(std::span<const float> logits, const SampleRow& row) {
   const SamplingParams& p = *row.params;
-  if (!p.has_penalties()) return logits;
+  if (!row.changes_logits()) return logits;
   SamplerScratch& s = scratch();
-  s.penalized.assign(logits.begin(), logits.end());
+  s.changed.assign(logits.begin(), logits.end());
+  bias(logits, row, s.changed);
+  if (!p.has_penalties()) return s.changed;
   s.counts.resize(std::max(s.counts.size(), logits.size()), 0);
   const auto valid = [&](int32_t id) {
     CHECK(id >= 0 && static_cast<size_t>(id) < logits.size(), "id {} of {}", id, logits.size());
@@ -97,16 +109,16 @@ std::span<const float> penalize(std::span<const float> logits, const SampleRow& 
     const int32_t count = s.counts[i];
     if (count < 0) return;
     s.counts[i] = -1;
-    float& logit = s.penalized[i];
+    float& logit = s.changed[i];
     logit = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
     if (count > 0) {
       logit -= p.presence_penalty + p.frequency_penalty * static_cast<float>(count);
     }
-    logit = std::clamp(logit, -1e30f, 1e30f);
+    logit = std::clamp(logit, kForbidden, -kForbidden);
   };
   for (const int32_t id : ids) once(id);
   for (const int32_t id : ids) s.counts[valid(id)] = 0;
-  return s.penalized;
+  return s.changed;
 }
 
 // The n most likely tokens, best first, ties by lower id.
@@ -184,22 +196,25 @@ SampledRow sample_row(
   result.finite = kernels.finite_max(logits.data(), size, &max) ? 1 : 0;
   if (result.finite == 0) return result;
   double log_total = 0;
-  if (params.num_logprobs >= 0) {
+  if (row.num_logprobs() >= 0) {
     log_total = std::log(kernels.scaled_exp(logits.data(), size, max, 1.0f, nullptr, nullptr));
-    const auto top = top_logprobs(logits, max, log_total, params.num_logprobs);
+    const auto top = top_logprobs(logits, max, log_total, row.num_logprobs());
     result.num_top = static_cast<int32_t>(top.size());
     std::copy(top.begin(), top.end(), result.top);
   }
-  const std::span<const float> penalized = penalize(logits, row);
+  const std::span<const float> changed = change(logits, row);
   float best = max;
-  if (params.has_penalties()) kernels.finite_max(penalized.data(), size, &best);
-  if (params.temperature == 0) {
-    const auto first = std::find(penalized.begin(), penalized.end(), best);
-    result.token = static_cast<int32_t>(first - penalized.begin());
+  if (row.changes_logits()) kernels.finite_max(changed.data(), size, &best);
+  if (row.scored >= 0) {
+    CHECK(row.scored < size, "id {} of {}", row.scored, size);
+    result.token = row.scored;
+  } else if (params.temperature == 0) {
+    const auto first = std::find(changed.begin(), changed.end(), best);
+    result.token = static_cast<int32_t>(first - changed.begin());
   } else {
-    result.token = draw_filtered(kernels, penalized, best, row);
+    result.token = draw_filtered(kernels, changed, best, row);
   }
-  if (params.num_logprobs >= 0) {
+  if (row.num_logprobs() >= 0) {
     const float logit = logits[static_cast<size_t>(result.token)];
     result.logprob = static_cast<float>(double{logit} - max - log_total);
   }

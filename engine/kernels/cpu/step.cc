@@ -22,6 +22,10 @@ void update_slots(const StepHeader& step, const int32_t* arrived, const SlotStat
     std::copy_n(words + step.ids + from.first_id, from.num_ids, &at(slots.ids, from.slot, 0));
     slots.num_prompt[from.slot] = from.num_prompt;
     slots.sampling[from.slot] = from.sampling;
+    CHECK(from.num_biases >= 0 && from.num_biases <= kMaxLogitBias);
+    slots.num_biases[from.slot] = from.num_biases;
+    std::copy_n(reinterpret_cast<const TokenBias*>(words + step.ids + from.first_id + from.num_ids),
+        from.num_biases, slots.biases + int64_t{from.slot} * kMaxLogitBias);
   }
   const int32_t* block = words + step.new_blocks;
   for (int32_t i = 0; i < step.num_new_blocks; ++i, block += 3) {
@@ -59,15 +63,19 @@ void begin_step(const StepHeader& step, const int32_t* arrived, const SlotState&
     }
   }
   for (int32_t r = 0; r < step.num_outputs; ++r) {
-    const int32_t s = words[step.outputs + r];
-    CHECK(s >= 0 && s < step.num_sequences, "output {} is row {} of {}", r, s, step.num_sequences);
+    const int32_t t = words[step.outputs + r];
+    CHECK(t >= 0 && t < step.num_tokens, "output {} is token {} of {}", r, t, step.num_tokens);
+    const auto s = std::upper_bound(cu_tokens, cu_tokens + step.num_sequences, t) - cu_tokens - 1;
     const int32_t slot = words[step.slots + s];
-    const int32_t num_ids = words[step.first + s] + cu_tokens[s + 1] - cu_tokens[s];
-    arrays.output_tokens[r] = cu_tokens[s + 1] - 1;
+    const int32_t num_ids = words[step.first + s] + t + 1 - cu_tokens[s];
+    arrays.output_tokens[r] = t;
     arrays.sample_rows[r] = SampleRow();
     if (slot < 0) continue;  // nobody samples it
+    const bool scored = r >= step.num_outputs - step.num_scored;
     arrays.sample_rows[r] = {&slots.sampling[slot], static_cast<uint64_t>(num_ids),
-        &at(slots.ids, slot, 0), slots.num_prompt[slot], num_ids};
+        &at(slots.ids, slot, 0), slots.num_prompt[slot], num_ids,
+        slots.biases + int64_t{slot} * kMaxLogitBias, slots.num_biases[slot],
+        scored ? at(slots.ids, slot, num_ids) : -1};
   }
 }
 

@@ -1,7 +1,7 @@
 // Sampling without sorting. A first launch reads the logits once, several blocks a row: finite,
-// largest, log-sum-exp, and for rows without filters and penalties the token itself; of ranks that
-// share a vocabulary each scans its part, and 24 bytes a block are all that travels. A second one,
-// a block a row, merges the parts and does what else a row asks for: its bounds are found by
+// largest, log-sum-exp, and for rows without filters and changed logits the token itself; of ranks
+// that share a vocabulary each scans its part, and 24 bytes a block are all that travels. A second
+// one, a block a row, merges the parts and does what else a row asks for: its bounds are found by
 // histograms over the bits of the logits, on the few that may pass, listed in shared memory. All
 // sums that decide are integers or have a fixed order: ranks that sample the same row agree.
 #include <algorithm>
@@ -80,7 +80,7 @@ __device__ Scan scan(const float* logits, int32_t size, int32_t first_id, int32_
     for (int j = 0; j < 4; ++j) {
       if (4 * group + j < limit && !(fabsf(x[j]) <= FLT_MAX)) s.finite = 0;
     }
-    if (p.num_logprobs >= 0) {
+    if (row.num_logprobs() >= 0) {
       const float max = fmaxf(fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])), s.max);
       if (max > -INFINITY) {
         s.sum *= expf(s.max - max);
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const float* logits,
   begin_kernel();
   const SampleRow& row = rows[blockIdx.y];
   const SamplingParams& p = *row.params;
-  const bool noisy = p.temperature > 0 && !p.has_filters() && !p.has_penalties();
+  const bool noisy = p.temperature > 0 && row.scored < 0 && !row.filters() && !row.changes_logits();
   const int32_t groups = (size + 3) / 4;
   const auto splits = static_cast<int32_t>(gridDim.x);
   const int32_t each = (groups + splits - 1) / splits;
@@ -202,6 +202,22 @@ __device__ int32_t draw_filtered(
 constexpr int32_t kCounters = kListBytes / 4;
 constexpr uint32_t kInPrompt = 0x80000000;
 
+// Adds the biases, one a thread; where only the listed tokens are allowed, the others fall.
+__device__ void bias(float* logits, int32_t size, const SampleRow& row) {
+  static_assert(kMaxLogitBias <= kThreads);
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const TokenBias entry = thread < row.num_biases ? row.biases[thread] : TokenBias{size, 0};
+  const bool is_mine = entry.token < size;
+  const float biased = is_mine ? fmaxf(logits[entry.token] + entry.bias, kForbidden) : 0;
+  __syncthreads();
+  for (int32_t i = thread; row.params->only_listed && i < size; i += kThreads) {
+    logits[i] = kForbidden;
+  }
+  __syncthreads();
+  if (is_mine) logits[entry.token] = biased;
+  __syncthreads();
+}
+
 // Penalizes each id of the sequence once, in the arithmetic of the CPU (no fused multiply-add).
 // counters [kCounters]: the vocabulary is taken in pieces that they cover.
 __device__ void penalize(float* logits, int32_t size, const SampleRow& row, uint32_t* counters) {
@@ -226,24 +242,28 @@ __device__ void penalize(float* logits, int32_t size, const SampleRow& row, uint
       if (count > 0) {
         x -= __fadd_rn(p.presence_penalty, __fmul_rn(p.frequency_penalty, count));
       }
-      logits[begin + i] = fminf(fmaxf(x, -1e30f), 1e30f);
+      logits[begin + i] = fminf(fmaxf(x, kForbidden), -kForbidden);
     }
   }
   __syncthreads();
 }
 
-// The inverse for one token, to a few units in the last place.
-__device__ float without_penalties(float logit, int32_t token, const SampleRow& row) {
+// The inverse of both for one token that may be drawn, to a few units in the last place.
+__device__ float unchanged(float logit, int32_t token, const SampleRow& row) {
   const SamplingParams& p = *row.params;
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const bool is_biased = thread < row.num_biases && row.biases[thread].token == token;
+  const float bias = block_reduce(is_biased ? row.biases[thread].bias : 0.0f, Sum());
+  if (!p.has_penalties()) return logit - bias;
   uint32_t seen = 0, count = 0;
-  for (auto i = static_cast<int32_t>(threadIdx.x); i < row.num_ids; i += kThreads) {
+  for (int32_t i = thread; i < row.num_ids; i += kThreads) {
     if (row.ids[i] == token) ++(i < row.num_prompt ? seen : count);
   }
   seen = block_reduce(seen, Sum());
   count = block_reduce(count, Sum());
-  if (seen + count == 0) return logit;
+  if (seen + count == 0) return logit - bias;
   if (count > 0) logit += p.presence_penalty + p.frequency_penalty * static_cast<float>(count);
-  return logit > 0 ? logit * p.repetition_penalty : logit / p.repetition_penalty;
+  return (logit > 0 ? logit * p.repetition_penalty : logit / p.repetition_penalty) - bias;
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -256,37 +276,40 @@ __global__ void __launch_bounds__(kThreads)
   const SampleRow row = rows[blockIdx.x];
   const SamplingParams p = *row.params;
   float* logits = all_logits + blockIdx.x * stride;
-  const bool filtered = p.has_filters();
+  const bool filtered = row.filters();
   const float factor = p.temperature > 0 && !filtered ? inverse_temperature(p) : 1.0f;
   Scan s;
   if (static_cast<int32_t>(threadIdx.x) < splits) s = scans[blockIdx.x * splits + threadIdx.x];
-  s = merge(s, p.has_penalties() ? 1.0f : factor);
+  s = merge(s, row.changes_logits() ? 1.0f : factor);
   const float max_logit = s.max;
   const float log_total = logf(s.sum);
-  const int32_t num_top = s.finite ? min(min(p.num_logprobs, size), kMaxLogprobs) : 0;
+  const int32_t num_top = s.finite ? min(min(row.num_logprobs(), size), kMaxLogprobs) : 0;
   if (num_top > 0) {
     Source source{logits, size, max_logit, 1.0f};
     narrow(source, reinterpret_cast<uint32_t*>(bins), list, num_top, 1.0f, kMaxKey);
     take_top(source, num_top, log_total, results[blockIdx.x].top);
   }
-  if (s.finite && p.has_penalties()) {
-    penalize(logits, size, row, reinterpret_cast<uint32_t*>(list));
+  if (s.finite && row.changes_logits()) {
+    bias(logits, size, row);
+    if (p.has_penalties()) penalize(logits, size, row, reinterpret_cast<uint32_t*>(list));
     s = merge(
         scan(logits, size, 0, 0, (size + 3) / 4, row, p.temperature > 0 && !filtered), factor);
   }
-  int32_t token = s.finite ? s.best.id : 0;
+  int32_t token = s.finite ? (row.scored >= 0 ? row.scored : s.best.id) : 0;
   if (s.finite && filtered) {
     const Source source{logits, size, s.best.logit, inverse_temperature(p)};
     token = draw_filtered(source, bins, list, row);
   }
   float logprob = 0;
-  if (s.finite && p.num_logprobs >= 0) {
-    float logit = filtered || p.has_penalties() ? logits[token] : s.best.logit;
-    if (p.has_penalties()) logit = without_penalties(logit, token, row);
+  if (s.finite && row.num_logprobs() >= 0) {
+    const bool is_best = row.scored < 0 && !filtered && !row.changes_logits();
+    float logit = is_best ? s.best.logit : logits[token];
+    if (row.changes_logits()) logit = unchanged(logit, token, row);
     logprob = logit - max_logit - log_total;
   }
   if (threadIdx.x != 0) return;
-  results[blockIdx.x].token = ids[blockIdx.x] = token;
+  results[blockIdx.x].token = token;
+  if (ids != nullptr) ids[blockIdx.x] = token;
   results[blockIdx.x].logprob = logprob;
   results[blockIdx.x].finite = s.finite;
   results[blockIdx.x].num_top = max(num_top, 0);

@@ -29,9 +29,13 @@ __device__ void take_in(const int32_t* words, const StepHeader& header, const in
     const int32_t* from = words + header.ids + admitted.first_id;
     int32_t* to = row_of(slots.ids, admitted.slot);
     for_all(min(admitted.num_ids, max_ids), [&](int32_t i) { to[i] = from[i]; });
+    const auto* biases = reinterpret_cast<const TokenBias*>(from + admitted.num_ids);
+    TokenBias* to_biases = slots.biases + int64_t{admitted.slot} * kMaxLogitBias;
+    for_all(min(admitted.num_biases, kMaxLogitBias), [&](int32_t i) { to_biases[i] = biases[i]; });
     if (threadIdx.x != 0) continue;
     slots.num_prompt[admitted.slot] = admitted.num_prompt;
     slots.sampling[admitted.slot] = admitted.sampling;
+    slots.num_biases[admitted.slot] = admitted.num_biases;
   }
   __syncthreads();
   for_all(header.num_new_blocks, [&](int32_t i) {
@@ -66,18 +70,23 @@ __global__ void __launch_bounds__(kThreads)
                        : reinterpret_cast<uint32_t*>(row_of(slots.block_tables, slot_of[s]));
   });
   for_all(header.num_outputs, [&](int32_t r) {
-    const int32_t s = words[header.outputs + r];
-    arrays.output_tokens[r] = cu_tokens[s + 1] - 1;
+    const int32_t t = words[header.outputs + r];
+    const int32_t s = sequence_of(t, cu_tokens, num_single, header.num_sequences);
+    arrays.output_tokens[r] = t;
     // Nobody reads what a padding row gives, but it must be drawable.
     const bool padding = slot_of[s] < 0;
     const int32_t slot = padding ? 0 : slot_of[s];
-    const int32_t known = padding ? 0 : first[s] + cu_tokens[s + 1] - cu_tokens[s];
+    const int32_t known = padding ? 0 : first[s] + t + 1 - cu_tokens[s];
+    const bool scored = r >= header.num_outputs - header.num_scored;
     SampleRow& row = arrays.sample_rows[r];
     row.params = slots.sampling + slot;
     row.position = static_cast<uint64_t>(known);
     row.ids = row_of(slots.ids, slot);
     row.num_prompt = padding ? 0 : slots.num_prompt[slot];
     row.num_ids = min(known, max_ids);
+    row.biases = slots.biases + int64_t{slot} * kMaxLogitBias;
+    row.num_biases = padding ? 0 : slots.num_biases[slot];
+    row.scored = scored ? row.ids[min(known, max_ids - 1)] : -1;
   });
 }
 

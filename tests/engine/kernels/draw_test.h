@@ -14,6 +14,8 @@ struct Draw {
   uint64_t position = 0;
   std::vector<int32_t> prompt;
   std::vector<int32_t> output;
+  std::vector<TokenBias> biases = {};
+  int32_t scored = -1;
 };
 
 class DrawTest : public BackendTest {
@@ -23,21 +25,27 @@ class DrawTest : public BackendTest {
       int num_shards = 1, bool whole = true) {
     std::vector<SamplingParams> params;
     std::vector<int32_t> ids;
+    std::vector<TokenBias> biases{{}};  // not empty
     for (const Draw& draw : draws) {
+      biases.insert(biases.end(), draw.biases.begin(), draw.biases.end());
       params.push_back(draw.params);
       ids.insert(ids.end(), draw.prompt.begin(), draw.prompt.end());
       ids.insert(ids.end(), draw.output.begin(), draw.output.end());
     }
     const auto device_params = backend_->upload(params);
     const auto device_ids = backend_->upload(ids);
+    const auto device_biases = backend_->upload(biases);
     std::vector<SampleRow> rows;
     const int32_t* next = device_ids.data();
+    const TokenBias* next_bias = device_biases.data() + 1;
     for (const Draw& draw : draws) {
       const auto num_prompt = static_cast<int32_t>(draw.prompt.size());
       const auto num_ids = num_prompt + static_cast<int32_t>(draw.output.size());
-      rows.push_back(
-          {device_params.data() + rows.size(), draw.position, next, num_prompt, num_ids});
+      const auto num_biases = static_cast<int32_t>(draw.biases.size());
+      rows.push_back({device_params.data() + rows.size(), draw.position, next, num_prompt, num_ids,
+          next_bias, num_biases, draw.scored});
       next += num_ids;
+      next_bias += num_biases;
     }
     const auto device_rows = backend_->upload(rows);
     const Tensor device_logits = backend_->upload(logits, DType::kF32);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 
 #include "tests/engine/kernels/backend.h"
 
@@ -12,11 +13,13 @@ struct TestStep {
   struct Row {
     int32_t slot, first, count;
     bool output;
+    int32_t num_scored = 0;  // of the first tokens
   };
   struct Admitted {
     int32_t slot, num_prompt;
     std::vector<int32_t> ids;
     SamplingParams sampling;
+    std::vector<TokenBias> biases = {};
   };
   std::vector<Admitted> admissions;
   std::vector<std::array<int32_t, 3>> new_blocks;  // slot, index in its table, block
@@ -46,8 +49,16 @@ struct TestStep {
     header.first = begin();
     for (const Row& row : rows) words.push_back(row.first);
     header.outputs = begin();
-    for (size_t s = 0; s < rows.size(); ++s) {
-      if (rows[s].output) words.push_back(static_cast<int32_t>(s));
+    int32_t end = 0;
+    for (const Row& row : rows) {
+      end += row.count;
+      if (row.output) words.push_back(end - 1);
+    }
+    end = 0;
+    for (const Row& row : rows) {
+      for (int32_t i = 0; i < row.num_scored; ++i) words.push_back(end + i);
+      header.num_scored += row.num_scored;
+      end += row.count;
     }
     header.num_outputs = begin() - header.outputs;
     header.arrivals = begin();
@@ -59,14 +70,19 @@ struct TestStep {
     int32_t first_id = 0;
     for (const Admitted& from : admissions) {
       const auto num_ids = static_cast<int32_t>(from.ids.size());
-      const AdmittedSlot slot{from.slot, from.num_prompt, first_id, num_ids, from.sampling};
-      first_id += num_ids;
+      const auto num_biases = static_cast<int32_t>(from.biases.size());
+      const AdmittedSlot slot{
+          from.slot, from.num_prompt, first_id, num_ids, num_biases, from.sampling};
+      first_id += num_ids + 2 * num_biases;
       words.resize(words.size() + sizeof slot / 4);
       std::memcpy(words.data() + words.size() - sizeof slot / 4, &slot, sizeof slot);
     }
     header.ids = begin();
     for (const Admitted& from : admissions) {
       words.insert(words.end(), from.ids.begin(), from.ids.end());
+      for (const TokenBias& entry : from.biases) {
+        words.insert(words.end(), {entry.token, std::bit_cast<int32_t>(entry.bias)});
+      }
     }
     std::memcpy(words.data(), &header, sizeof header);
     return words;
@@ -79,6 +95,8 @@ struct StepMemory {
   Tensor ids, block_tables;
   DeviceArray<int32_t> num_prompt;
   DeviceArray<SamplingParams> sampling;
+  DeviceArray<TokenBias> biases;
+  DeviceArray<int32_t> num_biases;
   DeviceArray<int32_t> step, token_ids, positions, output_tokens, arrived;
   DeviceArray<const uint32_t*> table_rows;
   DeviceArray<SampleRow> sample_rows;
@@ -95,6 +113,8 @@ struct StepMemory {
     const auto slots = static_cast<size_t>(num_slots);
     num_prompt = backend.upload(std::vector<int32_t>(slots));
     sampling = backend.upload(std::vector<SamplingParams>(slots));
+    biases = backend.upload(std::vector<TokenBias>(slots * kMaxLogitBias));
+    num_biases = backend.upload(std::vector<int32_t>(slots));
     step = backend.upload(std::vector<int32_t>(1 << 17));
     const std::vector<int32_t> unwritten(kTestTokens, kUnwritten);
     token_ids = backend.upload(unwritten);
@@ -102,12 +122,13 @@ struct StepMemory {
     output_tokens = backend.upload(unwritten);
     arrived = backend.upload(unwritten);
     table_rows = backend.upload(std::vector<const uint32_t*>(kTestSequences));
-    sample_rows = backend.upload(std::vector<SampleRow>(kTestSequences));
+    sample_rows = backend.upload(std::vector<SampleRow>(kTestTokens));
     padding = backend.upload(std::vector<uint32_t>{padding_block});
   }
 
   SlotState slots() const {
-    return {ids.view, block_tables.view, num_prompt.data(), sampling.data()};
+    return {ids.view, block_tables.view, num_prompt.data(), sampling.data(), biases.data(),
+        num_biases.data()};
   }
   StepArrays arrays() const {
     return {token_ids.data(), positions.data(), table_rows.data(), output_tokens.data(),

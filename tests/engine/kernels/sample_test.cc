@@ -309,6 +309,70 @@ TEST_P(SampleTest, Penalties) {
   EXPECT_EQ(greedy({.presence_penalty = 0.3f}, {}, {}), 0);
 }
 
+TEST_P(SampleTest, BiasesMoveTheDrawAndNotTheLogprobs) {
+  std::vector<float> logits(3000);
+  for (float& v : logits) v = 2 * random_.normal();
+  const auto favourite =
+      static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  for (const SamplingParams& params : {SamplingParams{.temperature = 0, .num_logprobs = 3},
+           SamplingParams{.num_logprobs = 0}, SamplingParams{.top_k = 5, .num_logprobs = 1},
+           SamplingParams{.top_p = 0.5f, .repetition_penalty = 1.2f, .num_logprobs = 2}}) {
+    const auto draw = [&](std::vector<TokenBias> biases, bool only = false) {
+      SamplingParams p = params;
+      p.only_listed = only;
+      const SampledRow row = sample(logits, Draw{p, 3, {1, 2, 7}, {2999}, std::move(biases)});
+      check_logprobs(row, logits, p.num_logprobs);
+      return row.token;
+    };
+    EXPECT_EQ(draw({{7, 100}}), 7);
+    EXPECT_EQ(draw({{2999, 100}}), 2999);
+    EXPECT_NE(draw({{favourite, kForbidden}}), favourite);
+    EXPECT_NE(draw({{favourite, -100}}), favourite);
+    EXPECT_EQ(draw({{11, 0}}, true), 11);
+    EXPECT_EQ(draw({{0, kForbidden}, {2998, -100}}, true), 2998);
+    std::vector<TokenBias> all_but_one;  // as many as there may be
+    for (int32_t i = 0; i < kMaxLogitBias; ++i) all_but_one.push_back({i, i == 500 ? 100.0f : 5});
+    EXPECT_EQ(draw(all_but_one), 500);
+    EXPECT_EQ(draw(all_but_one, true), 500);
+  }
+  // By a little, the draw is that of the logits with the bias in them.
+  std::vector<float> moved = logits;
+  const std::vector<TokenBias> little = {{3, 1.5f}, {favourite, -2}, {1700, 0.75f}};
+  for (const TokenBias& entry : little) moved[static_cast<size_t>(entry.token)] += entry.bias;
+  for (uint64_t position = 0; position < 40; ++position) {
+    const Draw draw{{.temperature = 0.9f, .seed = 5}, position, {}, {}, little};
+    expect_gumbel_argmax(sample(logits, draw).token, moved, draw);
+  }
+}
+
+// A known id among rows that are drawn: nothing that bends the draw shows.
+TEST_P(SampleTest, ScoresKnownIds) {
+  constexpr int32_t kVocabulary = 49152;
+  Matrix logits = random_.matrix(12, kVocabulary);
+  for (float& v : logits.values) v *= 3;
+  std::vector<Draw> draws;
+  for (int32_t r = 0; r < 12; ++r) {
+    Draw draw{{.temperature = r % 2 == 0 ? 0.0f : 0.8f,
+                  .top_k = r % 3 == 0 ? 4 : 0,
+                  .repetition_penalty = 1.5f,
+                  .num_logprobs = 3,
+                  .num_prompt_logprobs = r - 1},
+        0, {1, 2}, {3}, {{5, 50}}};
+    const auto id = static_cast<int32_t>(random_.below(kVocabulary));
+    if (r != 7) draw.scored = r == 0 ? 0 : r == 1 ? kVocabulary - 1 : id;
+    draws.push_back(std::move(draw));
+  }
+  const std::vector<SampledRow> got = sample(logits, draws);
+  for (size_t r = 0; r < 12; ++r) {
+    const float* row = logits.row(static_cast<int64_t>(r));
+    const bool is_drawn = draws[r].scored < 0;
+    ASSERT_TRUE(is_drawn || got[r].token == draws[r].scored) << "row " << r;
+    check_logprobs(got[r], std::vector<float>(row, row + kVocabulary),
+        is_drawn ? 3 : draws[r].params.num_prompt_logprobs);
+    if (HasFatalFailure()) FAIL() << "row " << r;
+  }
+}
+
 TEST_P(SampleTest, NonFiniteFailsThatRowAlone) {
   for (const float bad : {NAN, INFINITY, -INFINITY}) {
     for (const int64_t at : {0, 1, 20000, 32766, 32767}) {

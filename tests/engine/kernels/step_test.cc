@@ -18,6 +18,7 @@ class StepTest : public BackendTest {
     std::vector<int32_t> blocks = std::vector<int32_t>(kBlocks);
     int32_t num_prompt = 0;
     SamplingParams sampling;
+    std::vector<TokenBias> biases;
   };
 
   void SetUp() override {
@@ -34,6 +35,7 @@ class StepTest : public BackendTest {
       std::copy(from.ids.begin(), from.ids.end(), slot.ids.begin());
       slot.num_prompt = from.num_prompt;
       slot.sampling = from.sampling;
+      slot.biases = from.biases;
     }
     const auto at = [](int32_t i) { return static_cast<size_t>(i); };
     for (const auto& b : step.new_blocks) slots_[at(b[0])].blocks[at(b[1])] = b[2];
@@ -58,6 +60,8 @@ class StepTest : public BackendTest {
         backend_->download(memory_->block_tables.view.as<int32_t>(), kSlots * kBlocks);
     const auto num_prompt = backend_->download(memory_->num_prompt.data(), kSlots);
     const auto sampling = backend_->download(memory_->sampling.data(), kSlots);
+    const auto biases = backend_->download(memory_->biases.data(), size_t{kSlots} * kMaxLogitBias);
+    const auto num_biases = backend_->download(memory_->num_biases.data(), kSlots);
     for (size_t s = 0; s < kSlots; ++s) {
       const Slot& want = slots_[s];
       ASSERT_TRUE(std::equal(want.ids.begin(), want.ids.end(),
@@ -68,15 +72,19 @@ class StepTest : public BackendTest {
           << s;
       ASSERT_EQ(num_prompt[s], want.num_prompt);
       ASSERT_EQ(sampling[s], want.sampling);
+      const auto first = biases.begin() + static_cast<ptrdiff_t>(s) * kMaxLogitBias;
+      ASSERT_EQ(std::vector(first, first + num_biases[s]), want.biases);
     }
   }
   void check_arrays(const TestStep& step) {
     const auto ids = backend_->download(memory_->token_ids.data(), kTestTokens);
     const auto positions = backend_->download(memory_->positions.data(), kTestTokens);
     const auto tables = backend_->download(memory_->table_rows.data(), step.rows.size());
-    const auto outputs = backend_->download(memory_->output_tokens.data(), kTestSequences);
-    const auto rows = backend_->download(memory_->sample_rows.data(), kTestSequences);
+    const auto outputs = backend_->download(memory_->output_tokens.data(), kTestTokens);
+    const auto rows = backend_->download(memory_->sample_rows.data(), kTestTokens);
     size_t t = 0;
+    size_t scored = 0;  // the next of these stands here
+    for (const TestStep::Row& row : step.rows) scored += row.output ? 1 : 0;
     size_t r = 0;
     for (size_t s = 0; s < step.rows.size(); ++s) {
       const TestStep::Row& row = step.rows[s];
@@ -88,18 +96,29 @@ class StepTest : public BackendTest {
         ASSERT_EQ(ids[t],
             row.slot < 0 ? 0 : slots_[static_cast<size_t>(row.slot)].ids[static_cast<size_t>(p)]);
       }
+      for (int32_t i = 0; i < row.num_scored; ++i, ++scored) {
+        ASSERT_EQ(outputs[scored], static_cast<int32_t>(t) - row.count + i);
+        check_sample_row(rows[scored], row.slot, row.first + i + 1, true);
+      }
       if (!row.output) continue;
       ASSERT_EQ(outputs[r], static_cast<int32_t>(t) - 1);
-      const SampleRow& got = rows[r++];
-      if (row.slot < 0) continue;  // nobody samples it
-      ASSERT_EQ(got.params, memory_->sampling.data() + row.slot);
-      ASSERT_EQ(got.position, static_cast<uint64_t>(row.first + row.count));
-      ASSERT_EQ(got.ids, memory_->ids.view.row_as<int32_t>(row.slot));
-      ASSERT_EQ(got.num_prompt, slots_[static_cast<size_t>(row.slot)].num_prompt);
-      ASSERT_EQ(got.num_ids, row.first + row.count);
+      if (row.slot >= 0) check_sample_row(rows[r], row.slot, row.first + row.count, false);
+      ++r;
     }
     ASSERT_EQ(ids[t], StepMemory::kUnwritten) << "after the last token";
     ASSERT_EQ(positions[t], StepMemory::kUnwritten);
+  }
+  void check_sample_row(const SampleRow& got, int32_t slot, int32_t num_ids, bool scored) {
+    const Slot& want = slots_[static_cast<size_t>(slot)];
+    ASSERT_EQ(got.params, memory_->sampling.data() + slot);
+    ASSERT_EQ(got.position, static_cast<uint64_t>(num_ids));
+    ASSERT_EQ(got.ids, memory_->ids.view.row_as<int32_t>(slot));
+    ASSERT_EQ(got.num_prompt, want.num_prompt);
+    ASSERT_EQ(got.num_ids, num_ids);
+    ASSERT_EQ(
+        got.biases, memory_->biases.data() + size_t{kMaxLogitBias} * static_cast<size_t>(slot));
+    ASSERT_EQ(got.num_biases, static_cast<int32_t>(want.biases.size()));
+    ASSERT_EQ(got.scored, scored ? want.ids[static_cast<size_t>(num_ids)] : -1);
   }
   TestStep::Admitted admitted(int32_t slot, int32_t num_prompt, int32_t num_ids) {
     TestStep::Admitted a{slot, num_prompt, {}, {}};
@@ -110,6 +129,11 @@ class StepTest : public BackendTest {
     a.sampling.top_k = static_cast<int32_t>(random_.below(100));
     a.sampling.seed = static_cast<uint64_t>(random_.below(int64_t{1} << 62));
     a.sampling.num_logprobs = static_cast<int32_t>(random_.below(20));
+    a.biases.resize(
+        static_cast<size_t>(random_.below(3) == 0 ? random_.below(kMaxLogitBias + 1) : 0));
+    for (size_t i = 0; i < a.biases.size(); ++i) {
+      a.biases[i] = {static_cast<int32_t>(3 * i), random_.normal()};
+    }
     return a;
   }
 
@@ -122,7 +146,7 @@ TEST_P(StepTest, AdmitsAndPrefills) {
   TestStep step;
   step.admissions = {admitted(3, 40, 40), admitted(0, 1, 1), admitted(kSlots - 1, 5, kMaxPosition)};
   step.new_blocks = {{3, 0, 7}, {3, 1, 9}, {3, 2, 1}, {0, 0, 0}, {kSlots - 1, kBlocks - 1, 8}};
-  step.rows = {{0, 0, 1, true}, {3, 0, 40, true}, {kSlots - 1, 0, 300, false}};
+  step.rows = {{0, 0, 1, true}, {3, 0, 40, true, 39}, {kSlots - 1, 0, 300, false, 300}};
   run_and_check(step);
   TestStep next;  // the rest of a prompt beside decode, whose ids have just arrived
   next.arrivals = {{3, 40, 17}, {0, 1, 3}};
@@ -181,7 +205,9 @@ TEST_P(StepTest, RandomSteps) {
       if (most < 1 || random_.below(4) == 0) continue;
       const auto count = static_cast<int32_t>(1 + random_.below(most));
       budget -= count;
-      step.rows.push_back({slot, first, count, random_.below(3) != 0});
+      const bool output = random_.below(3) != 0;
+      const auto scored = static_cast<int32_t>(random_.below(count));
+      step.rows.push_back({slot, first, count, output, random_.below(3) == 0 ? scored : 0});
     }
     run_and_check(step);
     if (HasFatalFailure()) return;

@@ -1,6 +1,7 @@
 // Codecs: round trips, the size of a steady step, truncations and random mutations.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <random>
 
@@ -28,6 +29,8 @@ SamplingParams random_sampling(Random& random) {
   params.frequency_penalty = static_cast<float>(below(random, 400) - 200) / 100;
   params.seed = random();
   params.num_logprobs = below(random, kMaxLogprobs + 2) - 1;
+  params.num_prompt_logprobs = below(random, kMaxLogprobs + 2) - 1;
+  params.only_listed = below(random, 2) == 0;
   return params;
 }
 
@@ -45,17 +48,31 @@ StepPlan random_plan(Random& random) {
     admission.num_computed = static_cast<uint32_t>(below(random, num_ids));
     admission.num_prompt = static_cast<uint32_t>(1 + below(random, num_ids));
     admission.sampling = random_sampling(random);
+    for (int b = below(random, 5); b > 0; --b) {
+      admission.logit_bias.push_back({1000 - 100 * b + below(random, 99), 0.5f});
+    }
     plan.admissions.push_back(admission);
   }
   for (int i = below(random, 20); i > 0; --i) {
     Row row;
     row.slot = static_cast<uint16_t>(random());
     row.count = static_cast<uint16_t>(1 + below(random, kMaxRowTokens));
-    row.output = static_cast<Output>(below(random, 2));
+    row.output = static_cast<Output>(below(random, 4));
     for (int b = below(random, 4) - 1; b > 0; --b) row.new_blocks.push_back(uint32_t(random()));
     plan.rows.push_back(row);
   }
   return plan;
+}
+
+std::vector<SampledToken> random_tokens(Random& random) {
+  std::vector<SampledToken> tokens(static_cast<size_t>(below(random, 3)));
+  for (SampledToken& token : tokens) {
+    token.token = below(random, 1 << 30);
+    token.logprob = -static_cast<float>(below(random, 100)) / 7;
+    token.top.resize(static_cast<size_t>(below(random, kMaxLogprobs + 1)));
+    for (TokenLogprob& entry : token.top) entry = {below(random, 1 << 30), -0.5f};
+  }
+  return tokens;
 }
 
 StepResult random_result(Random& random) {
@@ -70,14 +87,8 @@ StepResult random_result(Random& random) {
     RowResult row;
     row.slot = static_cast<uint16_t>(random());
     row.status = static_cast<RowStatus>(below(random, 2));
-    for (int t = below(random, 3); t > 0; --t) {
-      SampledToken token;
-      token.token = below(random, 1 << 30);
-      token.logprob = -static_cast<float>(below(random, 100)) / 7;
-      token.top.resize(static_cast<size_t>(below(random, kMaxLogprobs + 1)));
-      for (TokenLogprob& entry : token.top) entry = {below(random, 1 << 30), -0.5f};
-      row.tokens.push_back(token);
-    }
+    row.tokens = random_tokens(random);
+    row.scored = random_tokens(random);
     result.rows.push_back(row);
   }
   return result;
@@ -115,6 +126,7 @@ void expect_equal(const StepPlan& a, const StepPlan& b) {
     EXPECT_EQ(a.admissions[i].num_prompt, b.admissions[i].num_prompt);
     EXPECT_EQ(a.admissions[i].sampling, b.admissions[i].sampling);
     EXPECT_EQ(a.admissions[i].token_ids, b.admissions[i].token_ids);
+    EXPECT_EQ(a.admissions[i].logit_bias, b.admissions[i].logit_bias);
   }
   ASSERT_EQ(a.rows.size(), b.rows.size());
   for (size_t i = 0; i < a.rows.size(); ++i) {
@@ -190,13 +202,11 @@ TEST(Codec, PlansAndResultsComeBackAsTheyWere) {
     for (size_t r = 0; r < result.rows.size(); ++r) {
       EXPECT_EQ(result.rows[r].slot, result_read.rows[r].slot);
       EXPECT_EQ(result.rows[r].status, result_read.rows[r].status);
-      ASSERT_EQ(result.rows[r].tokens.size(), result_read.rows[r].tokens.size());
-      for (size_t t = 0; t < result.rows[r].tokens.size(); ++t) {
-        const SampledToken& a = result.rows[r].tokens[t];
-        const SampledToken& b = result_read.rows[r].tokens[t];
-        EXPECT_EQ(a.token, b.token);
-        EXPECT_EQ(a.logprob, b.logprob);
-        EXPECT_EQ(a.top.size(), b.top.size());
+      for (const auto tokens : {&RowResult::tokens, &RowResult::scored}) {
+        EXPECT_TRUE(std::ranges::equal(result.rows[r].*tokens, result_read.rows[r].*tokens,
+            [](const SampledToken& a, const SampledToken& b) {
+              return a.token == b.token && a.logprob == b.logprob && a.top.size() == b.top.size();
+            }));
       }
     }
   }

@@ -23,6 +23,7 @@ class LocalReplica {
  public:
   struct Answer {
     std::vector<SampledToken> tokens;
+    std::vector<SampledToken> prompt;
     FinishReason finish = FinishReason::kNone;
     Status status;
     std::vector<int32_t> ids() const {
@@ -111,6 +112,7 @@ class LocalReplica {
     } else if (auto* emit = std::get_if<Emit>(&action)) {
       Answer& answer = answers_[emit->emission.id];
       for (auto& token : emit->emission.tokens) answer.tokens.push_back(std::move(token));
+      for (auto& token : emit->emission.prompt) answer.prompt.push_back(std::move(token));
       if (emit->emission.finish != FinishReason::kNone) answer.finish = emit->emission.finish;
       if (!emit->emission.status.ok()) answer.status = emit->emission.status;
     } else if (std::holds_alternative<BecameReady>(action)) {
