@@ -19,7 +19,7 @@ step "Kernels for 64-bit Arm"
   echo "rule link"
   echo "  command = $compiler -static \$in -o \$out -lpthread"
   objects=()
-  for source in engine/base/{check,log,thread_pool}.cc engine/core/{device,dtype}.cc \
+  for source in engine/base/{check,json_text,log,thread_pool}.cc engine/core/{device,dtype}.cc \
     engine/protocol/{engine_config,request,slot_table,step}.cc \
     engine/kernels/cpu/{blocks,cpu_ops,dispatch,sampler,step,kernels_portable,kernels_neon}.cc \
     tests/engine/kernels/*.cc; do

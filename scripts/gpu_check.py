@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Acceptance on real GPUs: scripts/gpu_check.sh calls the parts; each prints one line a check.
 
-    gpu_check.py goldens [TPxPP ...]
-        tiny checkpoints in float32: every greedy id as transformers gives it
+    gpu_check.py goldens [float32 | float16 | bfloat16] [TPxPP ...]
+        tiny checkpoints: log probabilities of the prompts within a tolerance of transformers' in
+        float32, and in float32 every greedy id
     gpu_check.py parity MODEL [TPxPP ...]
         greedy ids against the CPU's up to each prompt's first difference, which must be a near-tie;
         99 % of the positions agree
@@ -105,18 +106,46 @@ def batch(model, bodies, flags):
         return [answers[i] for i in range(len(bodies))]
 
 
-def goldens(layouts):
+def golden_logprobs(name, count):
+    """Of each prompt: log probabilities [positions, V] by transformers."""
+    import numpy as np
+    raw = (ROOT / "tests/data/goldens" / f"{name}.safetensors").read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:8 + size])
+    found = []
+    for i in range(count):
+        entry = header[f"logits.{i}"]
+        begin, end = entry["data_offsets"]
+        logits = np.frombuffer(raw[8 + size + begin:8 + size + end], np.float32).reshape(
+            entry["shape"]).astype(np.float64)
+        top = logits.max(axis=-1, keepdims=True)
+        found.append(logits - top - np.log(np.exp(logits - top).sum(axis=-1, keepdims=True)))
+    return found
+
+
+# Largest difference of a log probability from transformers' in float32, by activation type.
+TOLERANCES = {"float32": 2e-3, "float16": 2e-2, "bfloat16": 0.15}
+
+
+def goldens(dtype, layouts):
     wrong = 0
     for model, name in TINY.items():
         prompts = json.loads((ROOT / "tests/data/goldens" / f"{name}.json").read_text())["prompts"]
-        bodies = [{"prompt": p["ids"], "max_tokens": len(p["greedy"])} for p in prompts]
+        truth = golden_logprobs(name, len(prompts))
+        bodies = [{"prompt": p["ids"], "max_tokens": len(p["greedy"]), "prompt_logprobs": 5}
+                  for p in prompts]
         for layout in layouts:
             answers = batch(ROOT / "tests/data" / model, bodies, ["--device", "cuda", "--dtype",
-                            "float32", "--max-num-seqs", 8, *layout_flags(layout)])
+                            dtype, "--max-num-seqs", 8, *layout_flags(layout)])
             same = sum(a["token_ids"] == p["greedy"] for a, p in zip(answers, prompts))
-            wrong += same != len(prompts)
-            print(f"golden {model} {layout} float32: {same} of {len(prompts)} prompts as "
-                  f"transformers", flush=True)
+            off = max(abs(told["logprob"] - wanted[at, int(token)])
+                      for answer, wanted in zip(answers, truth)
+                      for at, listed in enumerate(answer["prompt_logprobs"][1:])
+                      for token, told in listed.items())
+            # 16 bits may turn a near-tie over.
+            wrong += off > TOLERANCES[dtype] or (dtype == "float32" and same != len(prompts))
+            print(f"golden {model} {layout} {dtype}: {same} of {len(prompts)} prompts as "
+                  f"transformers, log probabilities within {off:.1e}", flush=True)
     return wrong
 
 
@@ -389,7 +418,8 @@ def kill(layout):
 def main(args):
     part = args[0] if args else ""
     if part == "goldens":
-        return goldens(args[1:] or ["1x1"])
+        dtype = args[1] if args[1:] and args[1] in TOLERANCES else "float32"
+        return goldens(dtype, [word for word in args[1:] if word != dtype] or ["1x1"])
     if part == "parity":
         return parity(args[1], args[2:] or ["1x1"])
     if part == "bench":

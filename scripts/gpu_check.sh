@@ -13,6 +13,7 @@
 #   scripts/gpu_check.sh comm      two GPUs: what TP 2 and PP 2 exchange, beside the peer copy
 #   scripts/gpu_check.sh policy    one GPU: a long prompt among decoders; a run as it was predicted
 #   scripts/gpu_check.sh policy-two  two GPUs: a run at PP 2 as it was predicted, and its gauges
+#   scripts/gpu_check.sh http      one GPU: the 8B behind HTTP, under Poisson load and all at once
 #   scripts/gpu_check.sh fit       one GPU: `millrace fit` beside what three models then take
 #   scripts/gpu_check.sh fit-two   two GPUs: the same at TP 2 and PP 2
 #   scripts/gpu_check.sh kill      two GPUs: kill -9 of a rank at TP 2 and PP 2 under open streams
@@ -30,6 +31,8 @@ case ${1:-} in
   kernels)
     run "$build/tests/kernels_cuda_test" --gtest_brief=1
     check goldens 1x1
+    check goldens float16 1x1
+    check goldens bfloat16 1x1
     [ ! -f "$model" ] || check parity "$model" 1x1 ;;
   sanitize)
     for tool in ${3:-memcheck racecheck}; do
@@ -43,6 +46,8 @@ case ${1:-} in
     check bench offline ;;
   two)
     check goldens 2x1 1x2
+    check goldens float16 2x1 1x2
+    check goldens bfloat16 2x1 1x2
     [ ! -f "$model" ] || check parity "$model" 2x1 1x2
     check bench decode-short 2x1
     check bench decode-short 1x2
@@ -69,6 +74,7 @@ case ${1:-} in
     check interference
     check predict 1x1 ;;
   policy-two) check predict 1x2 ;;
+  http) run python3 scripts/gpu_http.py ;;
   fit) run python3 scripts/gpu_fit.py 1x1 ;;
   fit-two) run python3 scripts/gpu_fit.py 2x1 1x2 ;;
   kill)

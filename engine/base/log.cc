@@ -5,10 +5,9 @@
 
 #include <algorithm>
 #include <atomic>
-#include <boost/json/parse.hpp>
-#include <boost/json/serialize.hpp>
 #include <iterator>
 
+#include "engine/base/json_text.h"
 #include "engine/base/log_event.h"
 #include "engine/base/one_line.h"
 #include "engine/base/status.h"
@@ -37,18 +36,10 @@ void write_line(Level level, std::string_view line) {
   logger().log(kLevels[static_cast<size_t>(level)], line);
 }
 
-// `text` as a JSON string. Its bytes may be anybody's: those of bad UTF-8 become question marks.
 std::string quoted(std::string_view text) {
-  const auto as_json = [](std::string_view s) {
-    return boost::json::serialize(boost::json::value(boost::json::string_view(s.data(), s.size())));
-  };
-  std::string line = one_line(text);
-  boost::system::error_code error;
-  boost::json::parse(as_json(line), error);
-  if (error)
-    std::ranges::replace_if(
-        line, [](char c) { return static_cast<unsigned char>(c) > 0x7f; }, '?');
-  return as_json(line);
+  std::string out;
+  append_json_string(out, valid_utf8(one_line(text)));
+  return out;
 }
 
 }  // namespace

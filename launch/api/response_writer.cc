@@ -6,6 +6,7 @@
 #include <boost/json/value_from.hpp>
 #include <ranges>
 
+#include "engine/base/json_text.h"
 #include "launch/api/output.h"
 
 namespace millrace {
@@ -23,45 +24,8 @@ const char* finish_reason(FinishReason finish) {
   return "null";
 }
 
-// Appends `text`, which is UTF-8, as a JSON string.
-void quote(std::string& out, std::string_view text) {
-  out += '"';
-  for (const char c : text) {
-    if (static_cast<unsigned char>(c) < 0x20) out += fmt::format("\\u{:04x}", c);
-    else if (c == '"' || c == '\\') (out += '\\') += c;
-    else out += c;
-  }
-  out += '"';
-}
-
 double finite(float logprob) {
   return logprob > kLowestLogprob ? static_cast<double>(logprob) : double{kLowestLogprob};
-}
-
-// Length of the well-formed UTF-8 character at the front of `s` (RFC 3629), or 0.
-size_t character_length(std::string_view s) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(s[i]); };
-  const unsigned char lead = byte(0);
-  if (lead < 0x80) return 1;
-  const size_t length = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
-  if (lead < 0xC2 || lead > 0xF4 || s.size() < length) return 0;
-  for (size_t i = 1; i < length; ++i)
-    if ((byte(i) & 0xC0) != 0x80) return 0;
-  const unsigned char second = byte(1);
-  const bool overlong = (lead == 0xE0 && second < 0xA0) || (lead == 0xF0 && second < 0x90);
-  const bool outside = (lead == 0xED && second > 0x9F) || (lead == 0xF4 && second > 0x8F);
-  return overlong || outside ? 0 : length;
-}
-
-// A token's bytes as JSON text: what is no character by itself becomes U+FFFD.
-std::string to_text(std::string_view bytes) {
-  std::string text;
-  while (!bytes.empty()) {
-    const size_t length = character_length(bytes);
-    text += length > 0 ? bytes.substr(0, length) : std::string_view("\xEF\xBF\xBD");
-    bytes.remove_prefix(std::max<size_t>(length, 1));
-  }
-  return text;
 }
 
 std::string token_bytes(const Tokenizer& tokenizer, int32_t id) {
@@ -72,7 +36,7 @@ json::object chat_entry(const Tokenizer& tokenizer, int32_t id, float logprob) {
   const std::string bytes = token_bytes(tokenizer, id);
   json::array list;
   for (const char c : bytes) list.emplace_back(static_cast<unsigned char>(c));
-  return {{"token", to_text(bytes)}, {"logprob", finite(logprob)}, {"bytes", std::move(list)}};
+  return {{"token", valid_utf8(bytes)}, {"logprob", finite(logprob)}, {"bytes", std::move(list)}};
 }
 
 json::object chat_logprobs(const Tokenizer& tokenizer, const std::vector<OutputLogprob>& entries) {
@@ -142,7 +106,7 @@ json::array prompt_logprobs(
 }  // namespace
 
 std::string token_text(const Tokenizer& tokenizer, int32_t id) {
-  return to_text(token_bytes(tokenizer, id));
+  return valid_utf8(token_bytes(tokenizer, id));
 }
 
 // What every response and chunk of the call begins with: written once, for each token costs.
@@ -182,13 +146,13 @@ void ResponseWriter::add_choice(
   (out += R"({"index":)") += std::to_string(choice);
   if (call_.kind == ApiKind::kCompletion) {
     out += R"(,"text":)";
-    quote(out, first ? call_.choices[choice].echo + piece.text : piece.text);
+    append_json_string(out, first ? call_.choices[choice].echo + piece.text : piece.text);
   } else {
     out += chunk ? R"(,"delta":{)" : R"(,"message":{)";
     if (first) out += R"("role":"assistant",)";
     if (first || !piece.text.empty()) {
       out += R"("content":)";
-      quote(out, piece.text);
+      append_json_string(out, piece.text);
     }
     out += chunk ? "}" : R"(,"refusal":null})";
   }

@@ -19,7 +19,7 @@
 #include "engine/worker/backend.h"
 #include "launch/cli/answer.h"
 #include "launch/cli/commands.h"
-#include "launch/cluster/mpirun.h"
+#include "launch/cluster/launcher.h"
 #include "launch/cluster/process.h"
 
 namespace millrace {
