@@ -34,9 +34,10 @@ LAYERS = [
 ]
 ROW = {room: row for row, (_, rooms) in enumerate(LAYERS) for room in rooms}
 
-# The aim is 15,000. The CUDA backend (4,300), the benches and the trace (1,500) and the simulator
-# (1,100) came on top, and more besides; they have not been paid for yet.
-MAX_PRODUCT_LINES = 25_500
+# The aim is 15,000. The CUDA backend (4,300), the benches and the trace (1,500), the simulator
+# (1,100), and the whole of HTTP's edge and API (3,500) came on top, and more besides; they have not
+# been paid for yet.
+MAX_PRODUCT_LINES = 26_700
 WARN_FILE, FAIL_FILE = 400, 600
 WARN_FUNCTION, FAIL_FUNCTION = 60, 100
 

@@ -40,8 +40,8 @@ def compare(name, folder, layout, memory):
     fit = [MILLRACE, "fit", folder, *flags, "--gpus", str(int(tp) * int(pp)), "--gpu-memory",
            f"{memory}MiB", "--json"]
     told = json.loads(subprocess.run(fit, check=True, capture_output=True, text=True).stdout)
-    run = [MILLRACE, "bench", "interference", folder, *flags, "--device", "cuda", "--decoders", "2",
-           "--context", "16", "--prompt-len", "64", "--num-iters-warmup", "0", "--json"]
+    run = [MILLRACE, "bench", "latency", folder, *flags, "--device", "cuda", "--batch-size", "1",
+           "--input-len", "16", "--output-len", "8", "--num-iters", "1", "--json"]
     log = subprocess.run(run, check=True, capture_output=True, text=True, timeout=400).stderr
     wrong = 0
     for line in log.splitlines():
