@@ -22,5 +22,10 @@ if [ "$(id -u)" = 0 ] && ip netns add millrace-try 2>/dev/null; then
 else
   say "No network namespaces here: scripts/two_hosts.sh was left out."
 fi
+if command -v aarch64-linux-gnu-g++ > /dev/null && command -v qemu-aarch64-static > /dev/null; then
+  scripts/arm_kernels.sh
+else
+  say "No cross compiler or emulator for Arm here: scripts/arm_kernels.sh was left out."
+fi
 step "Fuzzing"
 "$root/scripts/fuzz.sh" "${1:-600}"
