@@ -19,12 +19,12 @@ constexpr int32_t kMinChunk = 256;
 constexpr int32_t kMinTokens = 128;  // the same with the decode rows beside them, ...
 constexpr int32_t kMinBeside = 32;   // ... but no fewer
 // Rows that a GPU's products take at once: where they are bound by arithmetic, the first row of a
-// tile costs as much as all. (8B on an H100: steps of 336, 352 and 544 rows took 21, 20.5 and 21 ms,
-// of 320, 384 and 512 18, 19 and 17.5.) With fewer rows they wait for weights anyway.
+// tile costs as much as all. (8B on an H100: steps of 336, 352 and 544 rows took 21, 20.5 and 21
+// ms, of 320, 384 and 512 18, 19 and 17.5.) With fewer rows they wait for weights anyway.
 constexpr int32_t kTileRows = 64, kTiledFrom = 256;
 
-// `count` prompt tokens beside `others`, without those of a tile that is not full, unless fewer than
-// `least` were left.
+// `count` prompt tokens beside `others`, without those of a tile that is not full, unless fewer
+// than `least` were left.
 int32_t in_whole_tiles(int32_t others, int32_t count, int32_t least) {
   const int32_t over = (others + count) % kTileRows;
   return others + count > kTiledFrom && count - over >= least ? count - over : count;

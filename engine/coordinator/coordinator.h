@@ -176,13 +176,13 @@ class Coordinator {
   Millis last_step_ = 0;  // of the newest commit, or when idle ranks got work
   std::vector<Action> out_;
   std::vector<Rank> ranks_;
-  uint32_t num_blocks_ = 0;                     // of the KV cache, from kStarting on
-  std::optional<Scheduler> scheduler_;          // from kServing on
-  std::map<RequestId, Millis> open_;            // accepted and not ended: when they came
-  uint64_t num_issued_ = 0;                     // plans
-  std::vector<uint64_t> results_;               // per stage: plans it has answered
+  uint32_t num_blocks_ = 0;                // of the KV cache, from kStarting on
+  std::optional<Scheduler> scheduler_;     // from kServing on
+  std::map<RequestId, Millis> open_;       // accepted and not ended: when they came
+  uint64_t num_issued_ = 0;                // plans
+  std::vector<uint64_t> results_;          // per stage: plans it has answered
   std::deque<std::vector<Row>> expected_;  // per plan in flight: its rows with output
-  size_t least_open_ = 0;                       // requests, since the newest plan
+  size_t least_open_ = 0;                  // requests, since the newest plan
   std::vector<bool> enough_;  // plan n at n mod size: pp requests were open since the one before
   std::vector<StageTimes> times_;  // CoordinatorStats::stages
 };

@@ -118,7 +118,7 @@ class ResponseWriter {
   const ApiCall& call_;
   const ModelContext& model_;
   std::string response_begin_, chunk_begin_;  // up to the choices
-  int32_t num_logprobs_;  // -1: none
+  int32_t num_logprobs_;                      // -1: none
 };
 
 }  // namespace millrace

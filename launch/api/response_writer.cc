@@ -137,8 +137,8 @@ std::string ResponseWriter::usage(int32_t completion_tokens) const {
 
 void ResponseWriter::add_prompt_logprobs(std::string& out, const OutputPiece& piece) const {
   if (call_.prompt_logprobs < 0) return;
-  (out += R"(,"prompt_logprobs":)") += json::serialize(prompt_logprobs(
-      *model_.tokenizer, piece.prompt, static_cast<size_t>(call_.prompt_logprobs)));
+  (out += R"(,"prompt_logprobs":)") += json::serialize(
+      prompt_logprobs(*model_.tokenizer, piece.prompt, static_cast<size_t>(call_.prompt_logprobs)));
 }
 
 void ResponseWriter::add_choice(

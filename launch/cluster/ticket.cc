@@ -31,8 +31,7 @@ bool read_exactly(int fd, std::span<uint8_t> out) {
 void fields(auto& io, Is<LaunchTicket> auto& ticket) {
   for (auto& byte : ticket.key) io(byte);
   io.list(ticket.addresses, kMaxBytes);
-  io(ticket.port, ticket.tp, ticket.pp, ticket.timeout_s, ticket.log_level,
-      ticket.log_json);
+  io(ticket.port, ticket.tp, ticket.pp, ticket.timeout_s, ticket.log_level, ticket.log_json);
 }
 
 Bytes encode(const LaunchTicket& ticket) {

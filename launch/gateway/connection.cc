@@ -219,8 +219,8 @@ void Connection::write_some() {
   write_stall_.async_wait(bound([this](error_code error) {
     if (!error && writing_ && write_stall_.expiry() <= Clock::now()) close();
   }));
-  stream_.async_write_some(rest(),
-      bound([this](error_code error, size_t size) { error ? close() : on_written(size); }));
+  stream_.async_write_some(
+      rest(), bound([this](error_code error, size_t size) { error ? close() : on_written(size); }));
 }
 
 void Connection::on_written(size_t size) {
