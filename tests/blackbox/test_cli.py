@@ -147,7 +147,8 @@ def test_fit_tells_what_is_resident_in_the_end(start, tmp_path, shape, cache):
     assert planned["together"] / 2**10 == pytest.approx(usage.ru_maxrss, rel=0.02)
 
 
-def test_fit_proposes_degrees_or_says_what_would_do(start):
+def test_fit_proposes_degrees_or_says_what_would_do(start, monkeypatch):
+    monkeypatch.setenv("MILLRACE_DEVICE", "auto")  # as where nobody has chosen one
     shape = [ROOT / "configs/shapes/llama-3.1-70b", "--load-format", "dummy", "--gpu-memory",
              "81559MiB", "--max-model-len", 8192]
     report = fit(start, *shape, "--gpus", 8)
