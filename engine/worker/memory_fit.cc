@@ -18,8 +18,8 @@ namespace {
 constexpr int64_t kDriverBytes = int64_t{1018} << 20;
 // its multiprocessors;
 constexpr int32_t kNumSms = 132;
-// NCCL's buffers, of the communicator of all ranks and for each peer that a stage sends to or
-// receives from.
+// assumed, not measured yet: NCCL's buffers, of the communicator of all ranks and for each peer
+// that a stage sends to or receives from.
 constexpr int64_t kNcclBytes = int64_t{256} << 20, kNcclPeerBytes = int64_t{32} << 20;
 
 // Stands in a tensor-parallel group whose other ranks are not there.
